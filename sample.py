@@ -1,0 +1,69 @@
+"""Ask about sound files.
+
+    python sample.py dog.wav                                       what is in it?
+    python sample.py *.mp3 --ask "Is there a siren?" --json        one JSON line per file
+    python sample.py dog.wav --ckpt out/mats_gpt2/model --bridge none
+
+Any format that libsndfile reads, any length. A file that cannot be read is named on stderr; the others are answered.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from clap import load_audio, load_clap
+from mats import MATS
+from santa import BRIDGES, bridge
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--ask", default="Generate audio caption.", help="instruction or question")
+    parser.add_argument("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
+    parser.add_argument("--bridge", default="santa", choices=list(BRIDGES), help="across the modality gap (santa.py)")
+    parser.add_argument("--crop", default="windows", choices=("center", "random", "windows"), help="of long files")
+    parser.add_argument("--seed", type=int, default=0, help="of random crops and fresh noise")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--json", action="store_true", help="JSON lines: file, instruction, answer")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    try:
+        model = MATS.from_pretrained(args.ckpt).to(args.device)
+    except FileNotFoundError as e:
+        sys.exit(f"sample.py: {e}")
+    if model.santa is None and args.bridge != "none":
+        sys.exit(f"sample.py: {args.ckpt} has no memory for the bridge {args.bridge!r}; use --bridge none")
+    clap, generator = load_clap(model.config.clap), torch.Generator().manual_seed(args.seed)
+    if isinstance(clap, torch.nn.Module):
+        clap.to(args.device)
+    across = bridge(args.bridge, model.santa, generator=generator)
+
+    failed = 0
+    for start in range(0, len(args.files), args.batch):
+        files, vectors = [], []
+        for file in args.files[start:start + args.batch]:
+            try:
+                wave = load_audio(file, clap.sample_rate, clap.seconds, crop=args.crop, generator=generator)
+            except ValueError as e:
+                print(f"sample.py: {e}", file=sys.stderr)
+                failed += 1
+                continue
+            vectors.append(clap.encode_audio(wave.view(-1, wave.shape[-1])).mean(0).cpu())      # (D,)
+            files.append(file)
+        if not files:
+            continue
+        z = torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
+        for file, answer in zip(files, model.generate(across(z), [args.ask] * len(files))):
+            if args.json:
+                print(json.dumps({"file": file, "instruction": args.ask, "answer": answer}, ensure_ascii=False))
+            else:
+                print(answer if len(args.files) == 1 else f"{file}: {answer}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

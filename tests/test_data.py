@@ -1,0 +1,251 @@
+import json
+import tarfile
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from conftest import make_samples, write_samples
+from data import Batches, DataError, Plan, ShardWriter, Source, Template, find_sources, loader, read_shard, read_source
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_samples(tmp_path / "farm", make_samples(70, "farm"), per_shard=20)
+    write_samples(tmp_path / "zoo", make_samples(45, "zoo", seed=1), per_shard=15)
+    return tmp_path
+
+
+def plan_of(root, batch=8, **kwargs):
+    return Plan(*find_sources(root), batch, **kwargs)
+
+
+def ids_of(batches, n):
+    """What the first n batches hold, readable: (m, source, token rows)."""
+    return [(b["m"], b["source"], b["ids"].tolist()) for b in islice(batches, n)]
+
+
+# --- writing and reading ---
+
+def test_round_trip(tmp_path):
+    samples = list(make_samples(50))
+    write_samples(tmp_path / "s", samples)
+    back = list(read_source(Source(tmp_path / "s")))
+    assert [{k: v for k, v in b.items() if k not in ("vector", "key")} for b in back] == samples
+    assert all(abs(np.linalg.norm(b["vector"]) - 1) < 1e-3 and b["vector"].dtype == np.float32 for b in back)
+    index = json.loads((tmp_path / "s" / "index.json").read_text())
+    assert index["n"] == 50 and [s["n"] for s in index["shards"]] == [20, 20, 10] and index["sources"] == {"farm": 50}
+    names = tarfile.open(tmp_path / "s" / "000000.tar").getnames()      # plain WebDataset: others can read it
+    assert names[0].endswith(".json") and names[1].endswith(".npy") and names[0][:-5] == names[1][:-4]
+
+
+def test_same_samples_same_bytes(tmp_path):
+    for name in "ab":
+        write_samples(tmp_path / name, make_samples(50))
+    for i in range(3):
+        assert (tmp_path / f"a/00000{i}.tar").read_bytes() == (tmp_path / f"b/00000{i}.tar").read_bytes()
+    assert json.loads((tmp_path / "a/index.json").read_text())["hash"] == json.loads((tmp_path / "b/index.json").read_text())["hash"]
+
+
+def test_writer_never_overwrites_and_leaves_nothing_half_written(tmp_path):
+    write_samples(tmp_path, make_samples(5))
+    with pytest.raises(DataError, match="already holds"):
+        ShardWriter(tmp_path)
+    with pytest.raises(RuntimeError):
+        with ShardWriter(tmp_path / "x") as writer:
+            writer.write(next(make_samples(1)))
+            raise RuntimeError
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+@pytest.mark.parametrize("change, message", [({"task": "dance"}, "dance"), ({"answer": 3}, "answer"), ({"answer": []}, "answer"),
+                                             ({"task": "mcq"}, "choices"), ({"text": 1}, "text")])
+def test_schema(tmp_path, change, message):
+    with pytest.raises(DataError, match=message), ShardWriter(tmp_path) as writer:
+        writer.write({**next(make_samples(1)), **change})
+    with pytest.raises(DataError, match="lacks source"), ShardWriter(tmp_path) as writer:
+        writer.write({k: v for k, v in next(make_samples(1)).items() if k != "source"})
+
+
+def break_member(path, number, payload):
+    """Rewrites a tar with the number-th .json replaced."""
+    with tarfile.open(path) as tar:
+        members = [(m, tar.extractfile(m).read()) for m in tar.getmembers()]
+    jsons = [i for i, (m, _) in enumerate(members) if m.name.endswith(".json")]
+    member, _ = members[jsons[number]]
+    member.size = len(payload)
+    members[jsons[number]] = member, payload
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in members:
+            tar.addfile(member, __import__("io").BytesIO(content))
+
+
+def test_broken_member_is_named_and_skipped(root):
+    path = root / "farm" / "000001.tar"
+    break_member(path, 3, b'{"text": "half')
+    broken = []
+    assert len(list(read_shard(str(path), 20, broken=broken))) == 19
+    assert len(broken) == 1 and "000001.tar" in broken[0] and "0000010000000" in broken[0]
+    with pytest.raises(DataError, match="000001.tar"):
+        list(read_shard(str(path), 20, strict=True))
+
+
+def test_truncated_shard_is_named_and_batches_go_on(root, tokenizer):
+    path = root / "farm" / "000000.tar"
+    path.write_bytes(path.read_bytes()[:9000])
+    broken = []
+    assert 0 < len(list(read_shard(str(path), 20, broken=broken))) < 20
+    assert any("index.json says 20" in b for b in broken)
+    (root / "zoo" / "000002.tar").write_bytes(b"not a tar at all")      # nothing readable: the next shard takes its place
+    plan = plan_of(root, lanes=2)
+    batches = list(islice(Batches(plan, Template("{audio}{instruction}", tokenizer)), 60))
+    assert all(len(b["ids"]) == 8 for b in batches)
+    said = " ".join(w for b in batches for w in b["broken"])
+    assert "farm/000000.tar" in said and "zoo/000002.tar" in said
+    with pytest.raises(DataError):
+        list(islice(Batches(plan, Template("{audio}{instruction}", tokenizer), strict=True), 60))
+
+
+def test_nothing_readable_is_an_error_that_names_the_source(tmp_path, tokenizer):
+    write_samples(tmp_path / "s", make_samples(10))
+    (tmp_path / "s" / "000000.tar").unlink()
+    with pytest.raises(DataError, match="no usable sample.*000000.tar"):
+        next(iter(Batches(plan_of(tmp_path), Template("{audio}{instruction}", tokenizer))))
+
+
+def test_missing_index_says_how_to_make_one(tmp_path):
+    write_samples(tmp_path / "s", make_samples(30))
+    made = json.loads((tmp_path / "s" / "index.json").read_text())
+    (tmp_path / "s" / "index.json").unlink()
+    with pytest.raises(DataError, match="data.py index"):
+        Source(tmp_path / "s")
+    assert data.index(tmp_path / "s") == []
+    again = json.loads((tmp_path / "s" / "index.json").read_text())
+    assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
+
+
+def test_pipe_url(root):
+    samples = list(read_shard(f"pipe:cat {root}/farm/000000.tar", 20, strict=True))
+    assert len(samples) == 20 and samples[0]["source"] == "farm"
+
+
+# --- the plan ---
+
+def test_every_sample_once_an_epoch(root):
+    plan = plan_of(root, lanes=1)
+    rows, shards = Counter(), plan.sources[0].shards
+    for v, s, shard, n in islice(plan.visits(), 7):         # 4 + 3 shards: one epoch, since weights are sizes
+        cut = plan.cut((v, s, shard, n), [10] * plan.sources[s].shards[shard]["n"])
+        assert cut.shape == (n, 8)
+        assert set(cut.ravel()) == set(range(plan.sources[s].shards[shard]["n"]))
+        rows[s, shard] += 1
+    assert rows == {(0, i): 1 for i in range(len(shards))} | {(1, i): 1 for i in range(3)}
+
+
+def test_mixture_weights_are_kept(root):
+    sources, weights = find_sources(root, {"farm": 300, "zoo": 100})
+    seen = Counter(plan.sources[visit[1]].name for plan in [Plan(sources, weights, 8)]
+                   for _, visit, _ in islice(plan.batches(), 4000))
+    assert abs(seen["farm"] / 4000 - 0.75) < 0.01
+    with pytest.raises(DataError):
+        Plan(sources, [0, 0], 8)
+
+
+def test_same_batches_whatever_the_ranks_and_workers(root, tokenizer):
+    template = Template("{audio}{instruction}", tokenizer)
+    whole = ids_of(Batches(plan_of(root), template), 48)
+    for ranks, workers in ((2, 0), (3, 2), (1, 3)):
+        parts = [ids_of(loader(Batches(plan_of(root), template, rank=r, ranks=ranks), workers), 48 // ranks) for r in range(ranks)]
+        assert sorted(sum(parts, [])) == whole
+        assert [m for m, *_ in parts[-1]] == list(range(ranks - 1, 48, ranks))
+
+
+def test_resumed_batches_are_the_uninterrupted_ones(root, tokenizer):
+    template = Template("{audio}{instruction}", tokenizer)
+    whole = ids_of(Batches(plan_of(root), template), 60)
+    assert ids_of(loader(Batches(plan_of(root), template, start=31), 2), 29) == whole[31:]
+    assert ids_of(Batches(plan_of(root, seed=1), template), 60) != whole
+
+
+def test_resuming_reads_at_most_one_shard_a_lane(root, tokenizer, monkeypatch):
+    opened = []
+    real = data.read_shard
+    monkeypatch.setattr(data, "read_shard", lambda url, *a, **k: opened.append(url) or real(url, *a, **k))
+    plan = plan_of(root, lanes=2)
+    list(islice(Batches(plan, Template("{audio}{instruction}", tokenizer), start=501), 2))
+    assert len(opened) <= 2
+
+
+def test_batches_are_of_similar_length():
+    lengths = np.random.default_rng(0).integers(10, 60, 2000)
+    plan = Plan([type("S", (), {"shards": [{"n": 2000}], "__len__": lambda self: 2000})()], [1], 32)
+    cut = plan.cut((0, 0, 0, 63), lengths)
+    padded = lengths[cut].max(axis=1).sum() * 32 / lengths[cut].sum()
+    shuffled = lengths[cut.ravel()[np.random.default_rng(1).permutation(cut.size)].reshape(cut.shape)]
+    assert padded < 1.12 < 1.5 < shuffled.max(axis=1).sum() * 32 / shuffled.sum()
+    assert (plan.cut((1, 0, 0, 63), lengths) != cut).any()          # another visit, other batches
+
+
+# --- tokens ---
+
+def test_template_puts_the_answer_where_it_belongs(tokenizer):
+    template = Template("USER: {audio} {tag} {instruction}\nASSISTANT:", tokenizer, max_answer=5)
+    sample = {**next(make_samples(1)), "tag": "[farm]"}
+    (ids, n), = template.encode([sample])
+    assert tokenizer.decode(ids[:n]) == "USER:  [farm] Generate audio caption.\nASSISTANT:"
+    assert tokenizer.decode(ids[len(template.head):n]) == " [farm] Generate audio caption.\nASSISTANT:"
+    assert ids[-1] == tokenizer.eos_token_id and len(ids) - n == 6      # 5 of the answer and the end
+    assert (" " + sample["answer"]).startswith(tokenizer.decode(ids[n:-1]))
+    assert template.prompts(["Hi"])[0] == tokenizer(" Hi\nASSISTANT:")["input_ids"]     # no tag, no gap
+    batch = data.collate([sample, sample], template.encode([sample]) * 2, pad=0)
+    assert batch["ids"].shape[1] % 8 == 0
+    assert batch["ids"][0][batch["answer"][0]].tolist() == ids[n:]
+    for wrong in ("{instruction}", "{audio}", "{instruction}{audio}"):
+        with pytest.raises(ValueError, match="template"):
+            Template(wrong, tokenizer)
+
+
+# --- embed ---
+
+class Letters:
+    """An encoder of one's own: three attributes and two methods. Counts what it is asked."""
+    dim, sample_rate, seconds = 26, 8000, 1.0
+
+    def __init__(self):
+        self.asked = []
+
+    def encode_text(self, texts):
+        self.asked += texts
+        z = torch.tensor([[float(t.lower().count(chr(97 + i))) for i in range(26)] for t in texts]).view(-1, 26)
+        return torch.nn.functional.normalize(z, dim=-1)
+
+
+def test_embed_encodes_each_text_once_and_resumes(tmp_path, monkeypatch):
+    samples = list(make_samples(60))
+    write_samples(tmp_path / "src", samples, vectors=False)
+    clap = Letters()
+    real, calls = data.copy_shard, []
+
+    def dies_at_the_third(*args):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(args)
+        real(*args)
+    monkeypatch.setattr(data, "copy_shard", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        data.embed(tmp_path / "src", tmp_path / "dst", clap, "letters", progress=False)
+    assert len(clap.asked) == len(set(clap.asked)) == len({s["text"] for s in samples})
+    monkeypatch.setattr(data, "copy_shard", real)
+    kept = (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns
+    with pytest.raises(DataError, match="another encoder"):
+        data.embed(tmp_path / "src", tmp_path / "dst", clap, "other", progress=False)
+    assert data.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False) == []
+    assert (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns == kept
+    back = list(read_source(Source(tmp_path / "dst"), strict=True))
+    want = Letters().encode_text([s["text"] for s in samples])
+    assert [b["id"] for b in back] == [s["id"] for s in samples]
+    np.testing.assert_allclose(np.stack([b["vector"] for b in back]), want.numpy(), atol=1e-3)
+    assert Source(tmp_path / "dst").index["vectors"]["dim"] == 26

@@ -1,0 +1,315 @@
+"""Train MATS on text alone (sections 3.2, 3.5, 4.1).
+
+    torchrun train.py                                              the tiny world: minutes on a laptop, no download
+    torchrun --nproc_per_node=2 train.py mats_gpt2                 the paper's MATS-GPT2 on two GPUs
+    torchrun train.py mats_gpt2 --micro_batch=16 --lr=1e-4         any field below, by name
+
+A run lives in its folder `out`: state.pt (everything needed to go on), model/ (what eval.py and sample.py read), log.jsonl
+and loss.png. Started again it goes on where it was, with exactly the batches and the noise that it would have seen.
+"""
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+from tqdm import tqdm
+
+import config
+from clap import load_audio, load_clap
+from data import Batches, DataError, Plan, collate, find_sources, loader, read_source, write_atomic
+from mats import MATS, MATSConfig
+from santa import Santa, add_noise
+
+PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}     # dense bf16 FLOP/s, for MFU
+
+
+@dataclass
+class TrainConfig(MATSConfig):
+    out: str = "out/tiny"                           # the run's folder
+    train: str = ""                                 # shards: a folder, a folder of folders, or a URL
+    val: str = ""                                   # shards for the validation loss; empty: none
+    mixture: dict = field(default_factory=dict)     # {subfolder of train: weight}; empty: all, by their size
+    build: str = ""                                 # module whose build() makes the shards when they are not there
+    supervision: str = "text"                       # text | audio (MATS-Audio)
+    variance: float = 0.015                         # of the noise (section 3.2; per dimension of the unit vector)
+    memory: int = 5172                              # Santa: texts in the memory (M); 0: no memory
+    clusters: int = 100                             # Santa: K
+    batch_size: int = 128                           # samples per update, over all ranks and micro-batches
+    micro_batch: int = 128                          # samples per forward pass
+    steps: int = 90_000                             # updates
+    lr: float = 5e-5
+    schedule: str = "linear"                        # linear | cosine, to 0 after the warm-up
+    warmup: int = 2000
+    warmup_from: float = 1e-7                       # learning rate at the first update
+    weight_decay: float = 0.05                      # none on 1-D tensors
+    beta1: float = 0.9
+    beta2: float = 0.999
+    device: str = ""                                # empty: cuda where there is one, else cpu
+    dtype: str = "float32"                          # of the arithmetic: float32 | bfloat16 (autocast)
+    compile: bool = False
+    workers: int = 2                                # reading processes per rank
+    lanes: int = 8                                  # shards under way at once (data.Plan)
+    strict: bool = False                            # stop at a broken sample instead of leaving it out
+    log_every: int = 50
+    val_every: int = 1000
+    save_every: int = 1000
+    seed: int = 0
+    fresh: bool = False                             # start over, replacing the run in `out`
+
+
+# what may differ when a run goes on: nothing that changes its numbers
+FREE = {"build", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
+
+
+def lr_at(step, c):
+    """Learning rate of update `step` (from 0): linear warm-up, then linear or cosine to 0."""
+    if step < c.warmup:
+        return c.warmup_from + (c.lr - c.warmup_from) * step / c.warmup
+    t = (step - c.warmup) / max(1, c.steps - c.warmup)
+    return c.lr * ((1 - t) if c.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))
+
+
+def main(argv):
+    c = config.load(TrainConfig, argv)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local, master = int(os.environ.get("LOCAL_RANK", 0)), rank == 0
+    device = torch.device(c.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cuda = device.type == "cuda"
+    if cuda:
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if ranks > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    say = print if master else lambda *a, **k: None
+    if c.schedule not in ("linear", "cosine") or c.supervision not in ("text", "audio"):
+        sys.exit("schedule is linear or cosine, and supervision text or audio")
+    accumulate, rest = divmod(c.batch_size, c.micro_batch * ranks)
+    if rest or not accumulate:
+        sys.exit(f"batch_size={c.batch_size} is not a multiple of micro_batch={c.micro_batch} x {ranks} processes")
+
+    # --- data ---
+    if c.build and master:
+        import_module(c.build).build(Path(c.train).parent)
+    if ranks > 1:
+        dist.barrier()
+    sources, weights = find_sources(c.train, c.mixture)
+    for s in sources:
+        vectors = s.index.get("vectors")
+        if vectors and (vectors["dim"] != c.dim or vectors["side"] != c.supervision):
+            sys.exit(f"{s.url} holds {vectors['dim']}-d vectors of its {vectors['side']}, made with {vectors['clap']}; "
+                     f"this run wants dim={c.dim} and supervision={c.supervision}")
+    plan = Plan(sources, weights, c.micro_batch, c.seed, c.lanes)
+
+    # --- the run that may already be there ---
+    out = Path(c.out)
+    identity = {k: v for k, v in asdict(c).items() if k not in FREE} | {"data": [s.index["hash"] for s in sources]}
+    state, start = None, 0
+    if (out / "state.pt").exists() and not c.fresh:
+        state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
+        start = state["step"]
+        changed = [k for k in identity if identity[k] != state["identity"].get(k)]
+        if changed:
+            sys.exit(f"{out} holds a run with another {', '.join(changed)} (for instance {changed[0]}="
+                     f"{state['identity'].get(changed[0])!r}); choose another --out, or --fresh to replace it")
+        if start == c.steps and (out / "model" / "config.json").exists():
+            say(f"{out} is trained ({c.steps:,} steps); next: python eval.py")
+            return
+    if master:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = (out / "log.jsonl").read_text().splitlines() if state and (out / "log.jsonl").exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        write_atomic(out / "log.jsonl", "".join(line + "\n" for line in kept).encode())
+
+    # --- model ---
+    torch.manual_seed(c.seed)
+    model = MATS(MATSConfig(**{f.name: getattr(c, f.name) for f in fields(MATSConfig)}))
+    params = model.trainable()
+    if state:
+        for name, p in params.items():
+            p.data.copy_(state["model"][name])
+    model.to(device).train()
+    groups = [{"params": [p for p in params.values() if p.ndim > 1], "weight_decay": c.weight_decay},
+              {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=cuda)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+    state = None
+    if c.compile:                                   # the two transformers; what lies between depends on the data
+        model.mapper.compile()
+        model.llm.get_base_model().base_model.compile(dynamic=True)
+    step_model = model
+    if ranks > 1:
+        step_model = DDP(model, device_ids=[local] if cuda else None, gradient_as_bucket_view=True,
+                         broadcast_buffers=False)
+    amp = torch.autocast(device.type, torch.bfloat16) if c.dtype == "bfloat16" else nullcontext()
+
+    cached = all(s.index.get("vectors") for s in sources)
+    clap = None if cached else load_clap(c.clap)
+    if isinstance(clap, torch.nn.Module):
+        clap.to(device)
+    decode = None
+    if c.supervision == "audio" and not cached:
+        decode = lambda data, seed: load_audio(data, clap.sample_rate, clap.seconds, crop="random",
+                                               generator=torch.Generator().manual_seed(seed))
+    batches = Batches(plan, model.template, start * accumulate * ranks, rank, ranks, c.strict, decode)
+
+    def vectors(batch, m):
+        """(B, D): the batch's CLAP vectors, cached or encoded now, with the noise of micro-batch m (Eq. 1)."""
+        if "z" in batch:
+            z = batch["z"].to(device, non_blocking=True)
+        elif "audio" in batch:
+            z = clap.encode_audio(batch["audio"])
+        else:
+            z = clap.encode_text(batch["text"])
+        return add_noise(z.to(device), c.variance, torch.Generator().manual_seed(c.seed * 1_000_003 + m))
+
+    def loss_of(net, batch, m):
+        with amp:
+            return net(vectors(batch, m), batch["ids"].to(device, non_blocking=True),
+                       batch["answer"].to(device, non_blocking=True))
+
+    # --- validation ---
+    held_out = []
+    if c.val:
+        samples = [s for source in find_sources(c.val)[0] for s in read_source(source)]
+        tokens = model.template.encode(samples)
+        order = sorted(range(len(samples)), key=lambda i: len(tokens[i][0]))
+        rows = [order[i:i + c.micro_batch] for i in range(0, len(order), c.micro_batch)]
+        held_out = [collate([samples[i] for i in r], [tokens[i] for i in r], model.tokenizer.eos_token_id) for r in rows]
+
+    @torch.no_grad()
+    def validate():
+        """Mean loss per answer token of the held-out samples, with fixed noise; every rank takes its share."""
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for i in range(rank, len(held_out), ranks):
+            n = int(held_out[i]["answer"].sum())
+            total += torch.tensor([float(loss_of(model, held_out[i], -1 - i)) * n, n], dtype=torch.float64)
+        model.train()
+        if ranks > 1:
+            total = total.to(device)
+            dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+    # --- saving ---
+    def save(step):
+        """state.pt first, in one rename: a kill at any moment leaves a run that goes on from the last whole one."""
+        torch.save({"step": step, "identity": identity, "optimizer": optimizer.state_dict(),
+                    "model": {n: p.detach() for n, p in params.items()}}, out / "state.pt.part")
+        os.replace(out / "state.pt.part", out / "state.pt")
+        for junk in ("model.part", "model.old"):
+            shutil.rmtree(out / junk, ignore_errors=True)
+        model.save_pretrained(out / "model.part")
+        if (out / "model").exists():
+            os.rename(out / "model", out / "model.old")
+        os.rename(out / "model.part", out / "model")
+        shutil.rmtree(out / "model.old", ignore_errors=True)
+        plot(out)
+
+    def log(**line):
+        with open(out / "log.jsonl", "a") as f:
+            f.write(json.dumps(line) + "\n")
+
+    # --- Santa's memory: texts of the training set, drawn through the plan of another seed ---
+    if c.memory and c.supervision == "text" and master:
+        memory, wanted = [], c.memory
+        for batch in Batches(Plan(sources, weights, c.micro_batch, c.seed + 1, c.lanes), model.template):
+            memory.append(batch["z"] if "z" in batch else clap.encode_text(batch["text"]).cpu())
+            wanted -= len(memory[-1])
+            if wanted <= 0:
+                break
+        model.santa = Santa.build(torch.cat(memory)[:c.memory], m=c.memory, k=c.clusters, variance=c.variance,
+                                  generator=torch.Generator().manual_seed(c.seed))
+
+    # --- the loop ---
+    size = lambda ps: sum(p.numel() for p in ps) / 1e6
+    say(f"{size(model.mapper.parameters()):.1f} M weights in the mapper, {size(p for n, p in params.items() if 'lora_' in n):.2f} M "
+        f"in LoRA, {size(p for p in model.llm.parameters() if not p.requires_grad):.1f} M frozen in the language model; "
+        f"{sum(map(len, sources)):,} samples of {len(sources)} sources; {c.supervision} supervision; {ranks} x {device.type}")
+    peak = next((v for k, v in PEAK.items() if cuda and k in torch.cuda.get_device_name()), None)
+    stream = iter(loader(batches, c.workers, pin=cuda))
+    bar = tqdm(total=c.steps, initial=start, unit=" steps", disable=not master, mininterval=0.5, dynamic_ncols=True)
+    since, seen, padded, broken, running = time.time(), 0, 0, 0, torch.zeros((), device=device)
+    for step in range(start, c.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, c)
+        for micro in range(accumulate):
+            batch = next(stream)
+            m = int(batch["m"])
+            for what in batch["broken"]:
+                broken += 1
+                tqdm.write(f"left out: {what}", file=sys.stderr)
+            torch.manual_seed(c.seed * 1_000_003 + m)           # LoRA's dropout, like the noise, belongs to the micro-batch
+            sync = ranks == 1 or micro == accumulate - 1
+            with nullcontext() if sync else step_model.no_sync():
+                loss = loss_of(step_model, batch, m) / accumulate
+                loss.backward()
+            running += loss.detach()
+            seen += len(batch["ids"])
+            padded += batch["ids"].numel()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        bar.update()
+        done = step + 1
+        if done % c.log_every == 0 or done == c.steps:
+            count = (done - start) % c.log_every or c.log_every
+            loss = float(running) / count                       # the one place where the loop waits for the device
+            if not math.isfinite(loss):
+                sys.exit(f"the loss became {loss} before step {done}; {out}/state.pt still holds the last good state")
+            seconds = time.time() - since
+            rate = seen * ranks / seconds
+            flops = rate * model.flops(padded / seen)
+            line = {"step": done, "loss": round(loss, 5), "lr": lr_at(step, c), "samples_per_s": round(rate, 1),
+                    "tokens_per_s": round((seen * c.prefix + padded) * ranks / seconds, 1),
+                    "tflops": round(flops / 1e12, 3), "mfu": round(flops / ranks / peak, 4) if peak else None, "broken": broken}
+            if master:
+                log(**line)
+            bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{rate:.0f}", refresh=False)
+            since, seen, padded, running = time.time(), 0, 0, torch.zeros((), device=device)
+        paused = time.time()
+        if held_out and (done % c.val_every == 0 or done == c.steps):
+            loss = validate()
+            if master:
+                log(step=done, val_loss=round(loss, 5))
+                tqdm.write(f"step {done:,}: validation loss {loss:.4f}")
+        if (done % c.save_every == 0 or done == c.steps) and master:
+            save(done)
+        since += time.time() - paused
+    bar.close()
+    if ranks > 1:
+        dist.destroy_process_group()
+    say(f"trained in {out}; next: python eval.py --ckpt {out}/model")
+
+
+def plot(out):
+    """loss.png from log.jsonl."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for key in ("loss", "val_loss"):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axis.plot(*zip(*points), marker="o" if key == "val_loss" else None, ms=3, lw=1, label=key.replace("_", " "))
+    axis.set(xlabel="step", ylabel="cross-entropy per answer token")
+    axis.legend(frameon=False)
+    figure.savefig(out / "loss.png", dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except DataError as e:
+        sys.exit(f"train.py: {e}")
