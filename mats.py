@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from data import Template
 from santa import Santa
@@ -166,6 +166,10 @@ class MATS(nn.Module):
         was_training = self.training
         self.eval()
         decoding = {"max_new_tokens": self.config.max_answer, "do_sample": False, "num_beams": 1} | decoding
+        # Given by keyword, transformers spares the first tokens of a left-padded answer the penalty (5.23), so that it would
+        # depend on the batch; handed over as a processor it counts every generated token.
+        penalty = decoding.pop("repetition_penalty", None)
+        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty else [])
         head, pad = self.template.head, self.tokenizer.eos_token_id
         prompts = [head + p for p in self.template.prompts(list(instructions), tags)]
         for p in prompts:
@@ -183,7 +187,7 @@ class MATS(nn.Module):
             steps = torch.arange(x.shape[1], device=self.device)
             x = x.gather(1, ((steps - left[:, None]) % x.shape[1])[..., None].expand_as(x))  # rotated: padded on the left
             out = self.llm.generate(inputs_embeds=x, attention_mask=(steps >= left[:, None]).long(),
-                                    pad_token_id=pad, eos_token_id=pad, **decoding)
+                                    logits_processor=processors, pad_token_id=pad, eos_token_id=pad, **decoding)
             for i, text in zip(rows, self.tokenizer.batch_decode(out, skip_special_tokens=True)):
                 answers[i] = text.strip()
             if progress:

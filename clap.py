@@ -1,0 +1,485 @@
+"""
+CLAP: text and audio as unit vectors in one space (paper, section 3.1). Frozen everywhere but in the tiny world.
+
+    clap = load_clap("microsoft/msclap")             # the paper's encoder; or "laion/clap-htsat-unfused", or a folder
+    t = clap.encode_text(["a dog barks"])            # (1, 1024)
+    a = encode_file(clap, "dog.wav")                 # (1024,)
+
+One class covers two kinds of checkpoint, both built from transformers' own towers:
+- "msclap": GPT-2, read at its last token, and HTSAT; the paper uses Microsoft's 2023 checkpoint (facts, section 3)
+- "laion": RoBERTa and HTSAT, any CLAP that transformers can load
+
+Anything else with encode_text, encode_audio, dim, sample_rate and seconds serves as well: load_clap("module:factory").
+"""
+import importlib
+import io
+import json
+import math
+import os
+import re
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
+from transformers import (AutoTokenizer, ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor, ClapModel,
+                          ClapTextConfig, ClapTextModel, GPT2Config, GPT2Model)
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.clap.modeling_clap import ClapProjectionLayer
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+@dataclass
+class CLAPConfig:
+    """The defaults are msclap's 2023 checkpoint. Sizes that a tower's config does not name are transformers' defaults."""
+    kind: str = "msclap"                        # "msclap" (GPT-2, last token) or "laion" (RoBERTa, transformers' ClapModel)
+    text: dict = field(default_factory=dict)    # of GPT2Config | ClapTextConfig; the vocabulary is the tokenizer's
+    audio: dict = field(default_factory=dict)   # of ClapAudioConfig: HTSAT, 64 mel bins, spec_size 256
+    dim: int = 1024                             # of the shared space
+    sample_rate: int = 44100                    # Hz
+    seconds: float = 7.0                        # of audio that the tower sees at once
+    n_fft: int = 1024                           # samples, also the Hann window's length
+    hop: int = 320                              # samples
+    fmin: float = 50.0                          # Hz
+    fmax: float = 14000.0                       # Hz
+    mel_scale: str = "slaney"                   # "slaney" (librosa's) or "htk" (torchaudio's: LAION's fused checkpoints)
+    max_tokens: int = 77                        # longer texts are cut, their end token stays
+    dropout: float = 0.5                        # of msclap's projection, while training
+    official: bool = False                      # msclap's way to find the last token, which a "!" in the text moves
+
+
+class Projection(nn.Module):
+    """msclap's projection into the shared space: e = W1 x; LayerNorm(e + dropout(W2 gelu(e))). (B, d_in) -> (B, dim)"""
+
+    def __init__(self, d_in, dim, dropout):
+        super().__init__()
+        self.linear1 = nn.Linear(d_in, dim, bias=False)
+        self.linear2 = nn.Linear(dim, dim, bias=False)
+        self.layer_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        e = self.linear1(x)
+        return self.layer_norm(e + self.dropout(self.linear2(F.gelu(e))))
+
+
+def encoding(method):
+    """No gradients and eval mode while the method runs: batch norm and dropout must not see what is only encoded."""
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        was = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        finally:
+            self.train(was)
+    return run
+
+
+class CLAP(nn.Module):
+    """Two towers and two projections. `CLAP.from_pretrained` gives a frozen one; `CLAP(config, tokenizer)` a fresh,
+    trainable one, at any size:
+
+        config = CLAPConfig(text=dict(n_embd=128, n_layer=2, n_head=4), dim=128, sample_rate=16000, seconds=2, hop=512,
+                            fmax=8000, audio=dict(spec_size=64, patch_embeds_hidden_size=24, depths=[2, 2],
+                                                  num_attention_heads=[2, 4], window_size=8))
+        clap = CLAP(config, tokenizer).train()
+        mels = clap.mel(waves)                                            # once: it has no parameters
+        a = F.normalize(clap.audio_features(mels), dim=-1)                # (B, dim)
+        t = F.normalize(clap.text_features(*clap.tokenize(texts)), dim=-1)
+        logits, same = a @ t.T / 0.07, torch.arange(len(a))
+        loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
+        ...
+        clap.freeze().save_pretrained("tiny_clap")
+
+    Audio batch norm learns running statistics (momentum 0.1): train a few dozen steps before believing encode_audio.
+
+    Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), device.
+    Raises ValueError where the sizes do not fit together, TypeError on a tokenizer without an end token.
+    """
+
+    def __init__(self, config, tokenizer):
+        super().__init__()
+        config = replace(config, text={"vocab_size": len(tokenizer), **config.text})
+        self.config, self.tokenizer, self.frozen = config, tokenizer, False
+        self.dim, self.sample_rate, self.seconds = config.dim, config.sample_rate, config.seconds
+        self.samples = round(config.sample_rate * config.seconds)
+        audio = ClapAudioConfig(**{**config.audio, "projection_dim": config.dim})
+        audio.hidden_size = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
+        check_audio(config, audio)
+        self.audio_model = ClapAudioModel(audio)
+        if config.kind == "msclap":
+            # what msclap appends to every text; a cut text keeps these tokens at its end
+            if tokenizer.eos_token is None:
+                raise TypeError("a CLAP of kind msclap reads the text at its end token: give the tokenizer an eos_token")
+            self.suffix, self.pad_id = " " + tokenizer.eos_token, 0
+            self.end = tokenizer(self.suffix).input_ids
+            text = GPT2Config(**config.text)
+            self.text_model = GPT2Model(text)
+            self.text_projection = Projection(text.n_embd, config.dim, config.dropout)
+            self.audio_projection = Projection(audio.hidden_size, config.dim, config.dropout)
+        elif config.kind == "laion":
+            self.suffix, self.pad_id = "", config.text.get("pad_token_id", 1)
+            self.end = tokenizer("").input_ids[-1:]
+            text = ClapTextConfig(**{**config.text, "projection_dim": config.dim})
+            self.text_model = ClapTextModel(text)
+            self.text_projection, self.audio_projection = ClapProjectionLayer(text), ClapProjectionLayer(audio)
+        else:
+            raise ValueError(f"kind must be 'msclap' or 'laion', not {config.kind!r}")
+        norm = "slaney" if config.mel_scale == "slaney" else None
+        mel = mel_filter_bank(config.n_fft // 2 + 1, audio.num_mel_bins, config.fmin, config.fmax, config.sample_rate,
+                              norm=norm, mel_scale=config.mel_scale)
+        self.register_buffer("mel_matrix", torch.tensor(mel, dtype=torch.float32))          # (n_fft/2 + 1, n_mels)
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+
+    @property
+    def device(self):
+        return self.mel_matrix.device
+
+    def freeze(self):
+        """No gradients, and eval mode for good: .train() no longer wakes dropout or batch norm. Returns self."""
+        self.frozen = True
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode=True):
+        return super().train(mode and not self.frozen)
+
+    # text
+
+    def token_ids(self, texts):
+        """list of N texts -> list of N lists of ids, each at most max_tokens long and closed by the end token."""
+        if isinstance(texts, str):
+            raise TypeError("a list of texts is needed, not one string")
+        if not texts:
+            return []
+        keep = self.config.max_tokens - len(self.end)
+        ids = self.tokenizer([t + self.suffix for t in texts], verbose=False).input_ids
+        return [i if len(i) <= self.config.max_tokens else i[:keep] + self.end for i in ids]
+
+    def collate(self, ids):
+        """list of B lists of ids -> ids (B, L), mask (B, L), on the device; L is the longest of the batch."""
+        length = torch.tensor([len(i) for i in ids])
+        out = torch.full((len(ids), int(length.max())), self.pad_id)
+        mask = torch.arange(out.shape[1]) < length[:, None]
+        out[mask] = torch.tensor([t for i in ids for t in i])
+        return out.to(self.device), mask.long().to(self.device)
+
+    def tokenize(self, texts):
+        """list of B texts -> ids (B, L), mask (B, L): the arguments of text_features."""
+        return self.collate(self.token_ids(texts))
+
+    def text_features(self, ids, mask):
+        """ids (B, L), mask (B, L), 1 at real tokens -> (B, dim), with gradients, not normalised."""
+        if self.config.kind == "laion":
+            return self.text_projection(self.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+        # causal attention: padding on the right cannot reach the last real token, so the tower needs no mask
+        hidden = self.text_model(input_ids=ids, use_cache=False).last_hidden_state           # (B, L, n_embd)
+        last = (ids != 0).sum(1) - 1 if self.config.official else mask.sum(1) - 1
+        return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), last])
+
+    @encoding
+    def encode_text(self, texts, batch_size=256):
+        """list of N texts -> (N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
+        ids = self.token_ids(texts)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))          # batches of like length: little is padded
+        out = torch.empty(len(ids), self.dim, device=self.device)
+        for start in range(0, len(order), batch_size):
+            rows = order[start:start + batch_size]
+            out[rows] = F.normalize(self.text_features(*self.collate([ids[i] for i in rows])).float(), dim=-1)
+        return out
+
+    # audio
+
+    @torch.no_grad()
+    def mel(self, wave):
+        """(B, samples) in [-1, 1] -> log-mel spectrogram (B, frames, n_mels) in dB: power STFT, mel matrix, 10 log10."""
+        c = self.config
+        spec = torch.stft(wave, c.n_fft, c.hop, window=self.window, return_complex=True)     # (B, n_fft/2 + 1, frames)
+        power = torch.view_as_real(spec).square().sum(-1)
+        return 10 * (power.transpose(1, 2) @ self.mel_matrix).clamp(min=1e-10).log10()
+
+    def audio_features(self, mel):
+        """(B, frames, n_mels), what mel() returns -> (B, dim), with gradients, not normalised."""
+        # is_longer is for LAION's fused checkpoints alone: a clip that fits is not fused
+        longer = torch.zeros(len(mel), 1, dtype=torch.bool, device=mel.device)
+        pooled = self.audio_model(input_features=mel[:, None], is_longer=longer).pooler_output
+        return self.audio_projection(pooled)
+
+    @encoding
+    def encode_audio(self, waves, batch_size=32):
+        """(N, samples) float32 in [-1, 1] at sample_rate -> (N, dim) float32 unit rows on the device.
+
+        Raises ValueError on another length (load_audio gives the right one) and on rows that hold NaN or infinity.
+        """
+        if waves.ndim != 2 or waves.shape[1] != self.samples:
+            raise ValueError(f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} Hz, "
+                             f"not {tuple(waves.shape)}: load_audio tiles and crops")
+        out = torch.empty(len(waves), self.dim, device=self.device)
+        for start in range(0, len(waves), batch_size):
+            wave = waves[start:start + batch_size].to(self.device, torch.float32)
+            out[start:start + batch_size] = F.normalize(self.audio_features(self.mel(wave)).float(), dim=-1)
+        # NaN and infinity, and samples whose power overflows, all arrive here as NaN
+        bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(f"audio row{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}: NaN, infinite or absurdly "
+                             "large samples")
+        return out
+
+    # files
+
+    def save_pretrained(self, folder):
+        """Writes config.json, model.safetensors and the tokenizer's files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, name, tokenizer=None, official=None):
+        """A frozen CLAP in eval mode, on the CPU. name is one of
+        - "microsoft/msclap" (or "msclap-2023"), or the path of its checkpoint file; the tokenizer is GPT-2's
+        - a folder written by save_pretrained
+        - any CLAP of transformers, by name or folder: "laion/clap-htsat-unfused"
+
+        tokenizer: an object, name or folder to use instead of the checkpoint's. official: overrides the config's.
+        Raises ValueError when name is none of these or tensors are missing.
+        """
+        if name in ("microsoft/msclap", "msclap-2023"):
+            name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
+        if Path(name).is_file():
+            config, state, default = CLAPConfig(), msclap_state(name), "gpt2"
+        else:
+            config, state, default = *read_folder(str(name)), name
+        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer or default)
+        if official is not None:
+            config.official = official
+        clap = cls(config, tokenizer)
+        missing = sorted(clap.load_state_dict(state, strict=False).missing_keys)
+        if missing and missing != ["mel_matrix"]:                    # transformers' checkpoints hold no mel matrix
+            raise ValueError(f"{name} lacks {len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ...")
+        return clap.freeze()
+
+
+def check_audio(config, audio):
+    """HTSAT folds the spectrogram, n_mels x frames, into a square of spec_size; says what to change when it cannot."""
+    fold, rest = divmod(audio.spec_size, audio.num_mel_bins)
+    frames = round(config.sample_rate * config.seconds) // config.hop + 1
+    stages = len(audio.depths)
+    stride = audio.patch_stride if isinstance(audio.patch_stride, int) else audio.patch_stride[0]
+    grid, odd = divmod(audio.spec_size, stride * 2 ** (stages - 1))
+    if rest:
+        raise ValueError(f"spec_size {audio.spec_size} must be a multiple of num_mel_bins {audio.num_mel_bins}")
+    if frames > fold * audio.spec_size:
+        raise ValueError(f"{config.seconds:g} s make {frames} frames and HTSAT takes {fold * audio.spec_size} at most: "
+                         "raise hop or spec_size")
+    if len(audio.num_attention_heads) != stages:
+        raise ValueError(f"{stages} depths but {len(audio.num_attention_heads)} num_attention_heads")
+    if odd or grid < audio.window_size or grid % fold:
+        raise ValueError(f"the last of {stages} stages sees a grid of {grid} patches: it must be whole, a multiple of "
+                         f"{fold} and at least window_size {audio.window_size}")
+
+
+def read_folder(name):
+    """(config, state dict) of a folder or hub name: ours, or transformers' CLAP."""
+    try:
+        local = Path(name)
+        get = (lambda file: local / file) if local.is_dir() else (lambda file: hf_hub_download(name, file))
+        config = json.loads(Path(get("config.json")).read_text())
+        if "kind" in config:
+            return CLAPConfig(**config), load_file(get("model.safetensors"))
+        if config.get("model_type") != "clap":
+            raise ValueError(f"its config.json says model_type {config.get('model_type')!r}, not 'clap'")
+        extractor = ClapFeatureExtractor.from_pretrained(name)
+        model = ClapModel.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"cannot read a CLAP from {name!r}, which should be a checkpoint file, a folder written by "
+                         f"save_pretrained, or a CLAP of transformers: {e}") from e
+    c = model.config
+    shared = {"projection_dim": c.projection_dim, "projection_hidden_act": c.projection_hidden_act}
+    config = CLAPConfig(
+        kind="laion", dim=c.projection_dim, text={**c.text_config.to_diff_dict(), **shared},
+        audio={**c.audio_config.to_diff_dict(), **shared}, sample_rate=extractor.sampling_rate,
+        seconds=extractor.max_length_s, n_fft=extractor.fft_window_size, hop=extractor.hop_length,
+        fmin=extractor.frequency_min, fmax=extractor.frequency_max,
+        # the extractor's choice: torchaudio's filters for a fused checkpoint, librosa's otherwise
+        mel_scale="htk" if c.audio_config.enable_fusion else "slaney")
+    return config, {k: v for k, v in model.state_dict().items() if not k.startswith("logit_scale")}
+
+
+def msclap_state(path):
+    """The tensors of an msclap 2023 checkpoint under our names (facts, section 3)."""
+    rename = [("caption_encoder.base.", "text_model."), ("caption_encoder.projection.", "text_projection."),
+              ("audio_encoder.projection.", "audio_projection."),
+              ("audio_encoder.base.htsat.logmel_extractor.melW", "mel_matrix"),
+              ("audio_encoder.base.htsat.", "audio_model.audio_encoder."),
+              (".bn0.", ".batch_norm."), (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."),
+              (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
+              (".attn.proj.", ".attention.output.dense."), (".attn.rel", ".attention.self.rel")]
+    state = {}
+    for key, tensor in torch.load(path, map_location="cpu", weights_only=True)["model"].items():
+        for old, new in rename:
+            key = key.replace(old, new)
+        if ".attn.qkv." in key:
+            for part, t in zip(("query", "key", "value"), tensor.chunk(3)):
+                state[key.replace(".attn.qkv.", f".attention.self.{part}.")] = t
+        else:
+            state[key] = tensor
+    return state
+
+
+def load_clap(name):
+    """CLAP.from_pretrained(name), or what "package.module:factory" returns when called: your own pair of encoders.
+
+    Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) -> (N, dim), both unit
+    rows, and dim, sample_rate (Hz) and seconds. Raises TypeError with the list of what it lacks.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
+        return CLAP.from_pretrained(name)
+    module, factory = name.split(":")
+    clap = getattr(importlib.import_module(module), factory)()
+    lacking = [a for a in ("encode_text", "encode_audio", "dim", "sample_rate", "seconds") if not hasattr(clap, a)]
+    if lacking:
+        raise TypeError(f"what {name} returned is no encoder pair: it lacks {', '.join(lacking)}")
+    return clap
+
+
+# --- audio files ------------------------------------------------------------------------------------------------------
+
+class AudioError(ValueError):
+    """Audio that cannot be used. The message names the file and the reason."""
+
+
+def load_audio(file, sample_rate, seconds, crop="center", generator=None, max_windows=64):
+    """Decodes, mixes the channels down to their mean, resamples, and tiles (when short) or crops (when long).
+
+    file: a path, bytes, or a binary file object; wav, flac, ogg, mp3 and whatever else libsndfile knows, told apart by
+    content, not by name. Only the part that is needed is decoded.
+    crop: "center", the same at every call; "random", the paper's, drawn from generator; "windows", evenly spaced over
+    the whole file, without gaps up to max_windows * seconds (see encode_file).
+    Returns float32 (T,), or (W, T) for "windows", T = round(sample_rate * seconds). A file that is cut off gives what
+    decodes. Raises AudioError when there is no such file, nothing decodes, or samples are NaN or infinite.
+    """
+    if crop not in ("center", "random", "windows"):
+        raise ValueError(f"crop must be 'center', 'random' or 'windows', not {crop!r}")
+    is_path, is_bytes = isinstance(file, (str, os.PathLike)), isinstance(file, (bytes, bytearray, memoryview))
+    name = os.fspath(file) if is_path else f"<{len(file)} bytes>" if is_bytes else str(getattr(file, "name", file))
+    length = round(sample_rate * seconds)
+    with ExitStack() as stack:
+        try:
+            raw = stack.enter_context(open(file, "rb")) if is_path else io.BytesIO(file) if is_bytes else file
+            if not (is_path or is_bytes or file.seekable()):
+                raw = io.BytesIO(file.read())
+            if not raw.seek(0, os.SEEK_END):
+                raise AudioError(f"{name}: is empty")
+            raw.seek(0)
+            sound = stack.enter_context(sf.SoundFile(Nameless(raw)))
+            try:
+                sound.seek(sound.frames - 1)
+                if len(sound.read(1)) == 0:                     # the header promises more than the file holds
+                    raise EOFError
+                return cut(seeking(sound), sound.frames, sound.samplerate, sample_rate, length, crop, generator,
+                           max_windows)
+            except (EOFError, sf.LibsndfileError):
+                wave = decode(raw)
+                if len(wave) == 0:
+                    raise AudioError(f"{name}: holds no samples that decode") from None
+                return cut(lambda start, stop: wave[start:stop], len(wave), sound.samplerate, sample_rate, length, crop,
+                           generator, max_windows)
+        except OSError as e:
+            raise AudioError(f"{name}: {e.strerror or e}") from e
+        except sf.LibsndfileError as e:
+            raise AudioError(f"{name}: cannot be decoded as audio (libsndfile: {e.error_string})") from e
+        except FloatingPointError:
+            raise AudioError(f"{name}: holds NaN or infinite samples") from None
+
+
+class Nameless:
+    """A binary file without its name, whose extension soundfile would believe (".raw") before the content."""
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    def __getattr__(self, attribute):
+        if attribute == "name":
+            raise AttributeError(attribute)
+        return getattr(self.raw, attribute)
+
+
+def seeking(sound):
+    """A reader of the frames [start, stop) of an open SoundFile as mono. Raises EOFError when some are not there."""
+    def read(start, stop):
+        sound.seek(start)
+        wave = sound.read(stop - start, dtype="float32", always_2d=True).mean(1)
+        if len(wave) < stop - start:
+            raise EOFError
+        return wave
+    return read
+
+
+def decode(raw, block=4096):
+    """Every frame of a binary file up to the first block that does not decode, as mono."""
+    blocks = []
+    raw.seek(0)
+    with sf.SoundFile(Nameless(raw)) as sound:                  # opened again: a decoder that failed stays failed
+        try:
+            while not blocks or len(blocks[-1]):
+                blocks.append(sound.read(block, dtype="float32", always_2d=True).mean(1))
+        except sf.LibsndfileError:
+            pass
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def cut(read, total, rate, sample_rate, length, crop, generator, max_windows):
+    """The part of a sound of `total` frames at `rate` that the crop asks for, at sample_rate. See load_audio.
+
+    Positions are counted after resampling, and a part is read with a margin from a point where both rates' samples
+    coincide: it is what resampling everything and cropping then would give.
+    """
+    up, down = sample_rate // math.gcd(rate, sample_rate), rate // math.gcd(rate, sample_rate)
+    n, margin = total * up // down, sample_rate // 10
+
+    def resampled(start, stop):
+        wave = read(start, stop)
+        if not np.isfinite(wave).all():
+            raise FloatingPointError
+        out = soxr.resample(wave, rate, sample_rate) if rate != sample_rate else wave
+        return torch.from_numpy(out if len(out) else wave)      # soxr makes nothing of one frame at a higher rate
+
+    if n <= length:
+        wave = resampled(0, total)
+        wave = wave.repeat(math.ceil(length / len(wave)))[:length]
+        return wave[None] if crop == "windows" else wave
+    if crop == "center":
+        starts = [(n - length) // 2]
+    elif crop == "random":
+        starts = [torch.randint(n - length + 1, (1,), generator=generator).item()]
+    else:
+        count = min(math.ceil(n / length), max_windows)
+        starts = [round(i * (n - length) / max(count - 1, 1)) for i in range(count)]
+    parts = []
+    for start in starts:
+        k = max(0, start - margin) // up                        # frame k * down is sample k * up
+        wave = resampled(k * down, min(total, math.ceil((start + length + margin) * down / up)))
+        parts.append(wave[start - k * up:][:length])
+    return torch.stack(parts) if crop == "windows" else parts[0]
+
+
+def encode_file(clap, file, crop="center", generator=None):
+    """One audio file -> (dim,) unit vector, by any encoder pair. "windows": the mean of the windows' vectors, unit again.
+
+    Raises AudioError (see load_audio).
+    """
+    waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
+    return F.normalize(clap.encode_audio(waves.reshape(-1, waves.shape[-1])).mean(0), dim=-1)

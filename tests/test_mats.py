@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from conftest import gpt2, llama, make_samples
+from data import collate
+from mats import MATS, Mapper, MATSConfig
+from santa import Santa
+
+SMALL = dict(dim=16, width=32, prefix=6, tokens=4, layers=2, heads=4, max_answer=12)
+TEMPLATES = {gpt2: "{audio}{instruction}", llama: "USER: {audio} {tag} {instruction}\nASSISTANT:"}
+
+
+def build(tokenizer, make=gpt2, **kwargs):
+    llm = make(len(tokenizer))
+    torch.manual_seed(1)
+    model = MATS(MATSConfig(**SMALL | {"template": TEMPLATES[make]} | kwargs), llm, tokenizer)
+    for name, p in model.trainable().items():       # LoRA's B starts at zero: give it something to say
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def batch_of(model, n=6):
+    samples = [{**s, "tag": "[farm]" if i % 2 else ""} for i, s in enumerate(make_samples(n))]
+    samples[0]["answer"] = "A dog"
+    batch = collate(samples, model.template.encode(samples), model.tokenizer.eos_token_id)
+    return F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(0)), dim=-1), batch["ids"], batch["answer"]
+
+
+# --- the mapper ---
+
+def test_mapper_is_the_released_architecture():
+    """Against torch's own layers: pre-norm attention over [tokens, queries], ReLU, ratio 2, the last `prefix` outputs."""
+    torch.manual_seed(0)
+    mapper, z = Mapper(16, 32, 24, prefix=6, tokens=4, layers=3, heads=4), torch.randn(5, 16)
+    x = F.linear(F.normalize(z, dim=-1), mapper.linear.weight, mapper.linear.bias).view(5, 4, 32)
+    x = torch.cat([x, mapper.queries.expand(5, 6, 32)], 1)
+    for block in mapper.blocks:
+        attention = torch.nn.MultiheadAttention(32, 4, bias=True, batch_first=True)
+        attention.in_proj_weight.data = torch.cat([block.q.weight, block.kv.weight])
+        attention.in_proj_bias.data.zero_()
+        attention.out_proj = block.out
+        h = F.layer_norm(x, (32,), block.norm1.weight, block.norm1.bias)
+        x = x + attention(h, h, h, need_weights=False)[0]
+        h = F.layer_norm(x, (32,), block.norm2.weight, block.norm2.bias)
+        x = x + block.fc2(block.fc1(h).relu())
+    torch.testing.assert_close(mapper(z), mapper.proj(x[:, 4:]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mapper(z), mapper(7 * z))                    # the vector's length says nothing
+    with pytest.raises(ValueError, match="multiple of heads"):
+        Mapper(16, 30, 24, heads=4)
+
+
+def test_paper_sizes():
+    mapper = Mapper(1024, 1024, 768)
+    assert mapper(torch.randn(2, 1024)).shape == (2, 40, 768)
+    assert round(sum(p.numel() for p in mapper.parameters()) / 1e6) == 110
+
+
+# --- the loss ---
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
+    """Against transformers' own loss over labels that are -100 off the answers; and the same gradients."""
+    model = build(tokenizer, make).eval()
+    z, ids, answer = batch_of(model)
+    x = model.inputs(z, ids)
+    labels = torch.cat([torch.full((len(ids), SMALL["prefix"]), -100), ids.masked_fill(~answer, -100)], 1)
+    plain = model.llm(inputs_embeds=x, labels=labels).loss
+    plain.backward()
+    gradients = {n: p.grad.clone() for n, p in model.trainable().items()}
+    model.zero_grad()
+    loss = model(z, ids, answer)
+    loss.backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    for name, p in model.trainable().items():
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_only_mapper_and_lora_learn_and_the_frozen_model_has_no_dropout(tokenizer):
+    model = build(tokenizer).train()
+    assert all("lora_" in n or n.startswith("mapper.") for n in model.trainable())
+    assert {n.split(".")[0] for n in model.trainable()} == {"mapper", "llm"}
+    batch = batch_of(model)
+    assert float(model(*batch)) != float(model(*batch))                     # LoRA's dropout
+    quiet = build(tokenizer, lora_dropout=0.0).train()
+    assert float(quiet(*batch)) == float(quiet(*batch))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-2)
+    first = float(model.eval()(*batch))
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(*batch).backward()
+        optimizer.step()
+    assert float(model(*batch)) < first - 0.2
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (name not in model.trainable()), name
+
+
+def test_padding_changes_nothing(tokenizer):
+    model = build(tokenizer).eval()
+    z, ids, answer = batch_of(model, 1)
+    n = int(answer[0].nonzero().max()) + 1
+    wide = F.pad(ids, (0, 24), value=model.tokenizer.eos_token_id), F.pad(answer, (0, 24))
+    torch.testing.assert_close(model(z, *wide), model(z, ids[:, :n], answer[:, :n]), rtol=1e-6, atol=1e-6)
+
+
+# --- generation ---
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}, {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}])
+def test_an_answer_alone_is_the_answer_in_a_batch(tokenizer, make, decoding):
+    model = build(tokenizer, make)
+    z = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
+    asks = ["Hi", "Generate audio caption.", "Is there a dog in the distance, or is it a cat that calls behind a door?"] * 3
+    tags = ["", "[farm]", ""] * 3
+    together = model.generate(z, asks, tags, batch_size=9, **decoding)
+    alone = [model.generate(z[i:i + 1], [asks[i]], [tags[i]], **decoding)[0] for i in range(9)]
+    assert together == alone == model.generate(z, asks, tags, batch_size=2, **decoding)
+    assert len(set(together)) >= 3
+
+
+def test_generation_continues_the_training_sequence(tokenizer):
+    """Greedy decoding must be the argmax of the logits that the loss sees."""
+    model = build(tokenizer, llama).eval()
+    z, ask = torch.randn(1, 16), "Generate audio caption."
+    said = model.generate(z, [ask], max_new_tokens=4)[0]
+    ids = model.template.head + model.template.prompts([ask])[0]
+    new = []
+    for _ in range(4):
+        logits = model.llm(inputs_embeds=model.inputs(z, torch.tensor([ids + new]))).logits
+        new.append(int(logits[0, -1].argmax()))
+        if new[-1] == tokenizer.eos_token_id:
+            break
+    assert said == tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_a_prompt_that_does_not_fit_is_refused(tokenizer):
+    model = build(tokenizer)
+    with pytest.raises(ValueError, match="do not fit"):
+        model.generate(torch.randn(1, 16), ["dog " * 200])
+
+
+# --- files ---
+
+def test_save_and_load(tokenizer, tmp_path):
+    base = tmp_path / "llm"
+    gpt2(len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = build(tokenizer, llm=str(base)).eval()
+    model.santa = Santa.build(torch.randn(60, 16), m=50, k=5, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "run" / "model")
+    files = sorted(p.name for p in (tmp_path / "run" / "model").rglob("*") if p.is_file())
+    assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl", ".pth"))]        # nothing pickled
+    assert str(tmp_path) not in (tmp_path / "run/model/config.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "run/model/lora/adapter_config.json").read_text()
+
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "model").rename(tmp_path / "model")       # one level up: the base is found by ../llm no more
+    with pytest.raises(Exception):
+        MATS.from_pretrained(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "model").rename(tmp_path / "run" / "model")
+    again = MATS.from_pretrained(tmp_path / "run" / "model")
+    batch = batch_of(model)
+    assert float(again(*batch)) == float(model(*batch))
+    torch.testing.assert_close(again.santa(batch[0]), model.santa(batch[0]))
+    assert again.generate(batch[0], ["Hi"] * 6) == model.generate(batch[0], ["Hi"] * 6)
+
+    theirs = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), tmp_path / "run/model/lora").eval()
+    x = model.inputs(*batch[:2])
+    torch.testing.assert_close(theirs(inputs_embeds=x).logits, model.llm(inputs_embeds=x).logits)
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        MATS.from_pretrained(tmp_path)
+
+
+def test_import_of_the_released_layout(tokenizer, tmp_path):
+    """A synthetic checkpoint under the released key names, with separate query and key-value matrices."""
+    model = build(tokenizer, llama)
+    g = torch.Generator().manual_seed(3)
+    rand = lambda *shape: torch.randn(*shape, generator=g) * 0.1
+    state = {"ln_audio.weight": rand(8), "ln_audio.bias": rand(8), "audio_mapper.linear.weight": rand(4 * 32, 16),
+             "audio_mapper.linear.bias": rand(4 * 32), "audio_mapper.prefix_const": rand(6, 32),
+             "audio_llama_proj.weight": rand(32, 32), "audio_llama_proj.bias": rand(32)}
+    for i in range(2):
+        at = f"audio_mapper.transformer.layers.{i}."
+        state |= {at + "norm1.weight": rand(32), at + "norm1.bias": rand(32), at + "norm2.weight": rand(32),
+                  at + "norm2.bias": rand(32), at + "attn.to_queries.weight": rand(32, 32),
+                  at + "attn.to_keys_values.weight": rand(64, 32), at + "attn.project.weight": rand(32, 32),
+                  at + "attn.project.bias": rand(32), at + "mlp.fc1.weight": rand(64, 32), at + "mlp.fc1.bias": rand(64),
+                  at + "mlp.fc2.weight": rand(32, 64), at + "mlp.fc2.bias": rand(32)}
+        for part, width in (("q_proj", 32), ("v_proj", 16)):
+            at = f"llama_model.base_model.model.model.layers.{i}.self_attn.{part}."
+            state |= {at + "lora_A.default.weight": rand(8, 32), at + "lora_B.default.weight": rand(width, 8)}
+    path = tmp_path / "released.pth"
+    torch.save({"model": state, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}, path)
+    model.import_official(path)
+    torch.testing.assert_close(model.mapper.blocks[1].kv.weight, state["audio_mapper.transformer.layers.1.attn.to_keys_values.weight"])
+    torch.testing.assert_close(model.mapper.queries, state["audio_mapper.prefix_const"])
+    loaded = dict(model.llm.named_parameters())
+    torch.testing.assert_close(loaded["base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"], state[at + "lora_B.default.weight"])
+
+    torch.save({"model": {k: v for k, v in state.items() if "fc2" not in k}}, path)
+    with pytest.raises(ValueError, match="fc2"):
+        model.import_official(path)
+    torch.save({"model": state | {"speech_encoder.weight": rand(3)}}, path)
+    with pytest.raises(ValueError, match="speech_encoder"):
+        model.import_official(path)
+    torch.save({"model": {k: v for k, v in state.items() if "v_proj" not in k}}, path)
+    with pytest.raises(ValueError, match="v_proj"):
+        model.import_official(path)
+
+
+def test_models_whose_logits_are_rescaled_are_refused(tokenizer):
+    llm = gpt2(len(tokenizer))
+    llm.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="softcapping"):
+        MATS(MATSConfig(**SMALL), llm, tokenizer)
