@@ -19,7 +19,7 @@ import os
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,8 @@ from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 @dataclass
 class CLAPConfig:
-    """The defaults are msclap's 2023 checkpoint. Sizes that a tower's config does not name are transformers' defaults."""
-    kind: str = "msclap"                        # "msclap" (GPT-2, last token) or "laion" (RoBERTa, transformers' ClapModel)
+    """The defaults are msclap's 2023 checkpoint. What text and audio leave out, transformers' defaults fill in."""
+    kind: str = "msclap"                        # or "laion"
     text: dict = field(default_factory=dict)    # of GPT2Config | ClapTextConfig; the vocabulary is the tokenizer's
     audio: dict = field(default_factory=dict)   # of ClapAudioConfig: HTSAT, 64 mel bins, spec_size 256
     dim: int = 1024                             # of the shared space
@@ -51,8 +51,8 @@ class CLAPConfig:
     hop: int = 320                              # samples
     fmin: float = 50.0                          # Hz
     fmax: float = 14000.0                       # Hz
-    mel_scale: str = "slaney"                   # "slaney" (librosa's) or "htk" (torchaudio's: LAION's fused checkpoints)
-    max_tokens: int = 77                        # longer texts are cut, their end token stays
+    mel_scale: str = "slaney"                   # or "htk": torchaudio's, LAION's fused checkpoints
+    max_tokens: int = 77                        # as both were trained; longer texts are cut, their end stays
     dropout: float = 0.5                        # of msclap's projection, while training
     official: bool = False                      # msclap's way to find the last token, which a "!" in the text moves
 
@@ -119,12 +119,11 @@ class CLAP(nn.Module):
         check_audio(config, audio)
         self.audio_model = ClapAudioModel(audio)
         if config.kind == "msclap":
-            # what msclap appends to every text; a cut text keeps these tokens at its end
             if tokenizer.eos_token is None:
-                raise TypeError("a CLAP of kind msclap reads the text at its end token: give the tokenizer an eos_token")
-            self.suffix, self.pad_id = " " + tokenizer.eos_token, 0
+                raise TypeError("a text is read at its end token: the tokenizer needs an eos_token")
+            self.suffix, self.pad_id = " " + tokenizer.eos_token, 0             # as msclap writes it, space and all
             self.end = tokenizer(self.suffix).input_ids
-            text = GPT2Config(**config.text)
+            text = GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **config.text})
             self.text_model = GPT2Model(text)
             self.text_projection = Projection(text.n_embd, config.dim, config.dropout)
             self.audio_projection = Projection(audio.hidden_size, config.dim, config.dropout)
@@ -202,7 +201,7 @@ class CLAP(nn.Module):
 
     @torch.no_grad()
     def mel(self, wave):
-        """(B, samples) in [-1, 1] -> log-mel spectrogram (B, frames, n_mels) in dB: power STFT, mel matrix, 10 log10."""
+        """(B, samples) in [-1, 1] -> log-mel spectrogram (B, frames, n_mels) in dB, frames = samples // hop + 1."""
         c = self.config
         spec = torch.stft(wave, c.n_fft, c.hop, window=self.window, return_complex=True)     # (B, n_fft/2 + 1, frames)
         power = torch.view_as_real(spec).square().sum(-1)
@@ -250,7 +249,8 @@ class CLAP(nn.Module):
         """A frozen CLAP in eval mode, on the CPU. name is one of
         - "microsoft/msclap" (or "msclap-2023"), or the path of its checkpoint file; the tokenizer is GPT-2's
         - a folder written by save_pretrained
-        - any CLAP of transformers, by name or folder: "laion/clap-htsat-unfused"
+        - any CLAP of transformers, by name or folder: "laion/clap-htsat-unfused" (with a fused one, each clip is taken
+          as one that fits its window, which is what encode_audio is given)
 
         tokenizer: an object, name or folder to use instead of the checkpoint's. official: overrides the config's.
         Raises ValueError when name is none of these or tensors are missing.
@@ -266,9 +266,12 @@ class CLAP(nn.Module):
         if official is not None:
             config.official = official
         clap = cls(config, tokenizer)
-        missing = sorted(clap.load_state_dict(state, strict=False).missing_keys)
-        if missing and missing != ["mel_matrix"]:                    # transformers' checkpoints hold no mel matrix
+        if config.kind == "laion":
+            state.setdefault("mel_matrix", clap.mel_matrix)             # transformers' checkpoints do not hold it
+        missing = sorted(clap.state_dict().keys() - state.keys())
+        if missing:
             raise ValueError(f"{name} lacks {len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ...")
+        clap.load_state_dict(state, strict=False)                       # msclap's classifier heads are left out
         return clap.freeze()
 
 
@@ -327,8 +330,12 @@ def msclap_state(path):
               (".bn0.", ".batch_norm."), (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."),
               (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
               (".attn.proj.", ".attention.output.dense."), (".attn.rel", ".attention.self.rel")]
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except Exception as e:
+        raise ValueError(f"{path} is no msclap checkpoint, a dict with tensors under 'model': {e!r}") from e
     state = {}
-    for key, tensor in torch.load(path, map_location="cpu", weights_only=True)["model"].items():
+    for key, tensor in saved.items():
         for old, new in rename:
             key = key.replace(old, new)
         if ".attn.qkv." in key:
@@ -375,28 +382,24 @@ def load_audio(file, sample_rate, seconds, crop="center", generator=None, max_wi
         raise ValueError(f"crop must be 'center', 'random' or 'windows', not {crop!r}")
     is_path, is_bytes = isinstance(file, (str, os.PathLike)), isinstance(file, (bytes, bytearray, memoryview))
     name = os.fspath(file) if is_path else f"<{len(file)} bytes>" if is_bytes else str(getattr(file, "name", file))
-    length = round(sample_rate * seconds)
     with ExitStack() as stack:
         try:
             raw = stack.enter_context(open(file, "rb")) if is_path else io.BytesIO(file) if is_bytes else file
-            if not (is_path or is_bytes or file.seekable()):
-                raw = io.BytesIO(file.read())
+            if not raw.seekable() or name.lower().endswith(".raw"):     # the one name that soundfile would believe
+                raw = io.BytesIO(raw.read())
             if not raw.seek(0, os.SEEK_END):
                 raise AudioError(f"{name}: is empty")
             raw.seek(0)
-            sound = stack.enter_context(sf.SoundFile(Nameless(raw)))
+            sound = stack.enter_context(sf.SoundFile(raw))
+            how = (sound.samplerate, sample_rate, round(sample_rate * seconds), crop, generator, max_windows)
             try:
-                sound.seek(sound.frames - 1)
-                if len(sound.read(1)) == 0:                     # the header promises more than the file holds
-                    raise EOFError
-                return cut(seeking(sound), sound.frames, sound.samplerate, sample_rate, length, crop, generator,
-                           max_windows)
+                read_frames(sound, sound.frames - 1, sound.frames)      # a header can promise more than there is
+                return cut(partial(read_frames, sound), sound.frames, *how)
             except (EOFError, sf.LibsndfileError):
                 wave = decode(raw)
                 if len(wave) == 0:
                     raise AudioError(f"{name}: holds no samples that decode") from None
-                return cut(lambda start, stop: wave[start:stop], len(wave), sound.samplerate, sample_rate, length, crop,
-                           generator, max_windows)
+                return cut(lambda start, stop: wave[start:stop], len(wave), *how)
         except OSError as e:
             raise AudioError(f"{name}: {e.strerror or e}") from e
         except sf.LibsndfileError as e:
@@ -405,34 +408,20 @@ def load_audio(file, sample_rate, seconds, crop="center", generator=None, max_wi
             raise AudioError(f"{name}: holds NaN or infinite samples") from None
 
 
-class Nameless:
-    """A binary file without its name, whose extension soundfile would believe (".raw") before the content."""
-
-    def __init__(self, raw):
-        self.raw = raw
-
-    def __getattr__(self, attribute):
-        if attribute == "name":
-            raise AttributeError(attribute)
-        return getattr(self.raw, attribute)
-
-
-def seeking(sound):
-    """A reader of the frames [start, stop) of an open SoundFile as mono. Raises EOFError when some are not there."""
-    def read(start, stop):
-        sound.seek(start)
-        wave = sound.read(stop - start, dtype="float32", always_2d=True).mean(1)
-        if len(wave) < stop - start:
-            raise EOFError
-        return wave
-    return read
+def read_frames(sound, start, stop):
+    """Frames [start, stop) of an open SoundFile as mono. Raises EOFError when some are not there."""
+    sound.seek(start)
+    wave = sound.read(stop - start, dtype="float32", always_2d=True).mean(1)
+    if len(wave) < stop - start:
+        raise EOFError
+    return wave
 
 
 def decode(raw, block=4096):
     """Every frame of a binary file up to the first block that does not decode, as mono."""
     blocks = []
     raw.seek(0)
-    with sf.SoundFile(Nameless(raw)) as sound:                  # opened again: a decoder that failed stays failed
+    with sf.SoundFile(raw) as sound:                            # opened again: a decoder that failed stays failed
         try:
             while not blocks or len(blocks[-1]):
                 blocks.append(sound.read(block, dtype="float32", always_2d=True).mean(1))
@@ -477,9 +466,9 @@ def cut(read, total, rate, sample_rate, length, crop, generator, max_windows):
 
 
 def encode_file(clap, file, crop="center", generator=None):
-    """One audio file -> (dim,) unit vector, by any encoder pair. "windows": the mean of the windows' vectors, unit again.
+    """One audio file -> (dim,) unit vector, by any encoder pair; crop as load_audio's.
 
-    Raises AudioError (see load_audio).
+    "windows" gives the mean of the windows' unit vectors, made unit again: for long audio. Raises AudioError.
     """
     waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
     return F.normalize(clap.encode_audio(waves.reshape(-1, waves.shape[-1])).mean(0), dim=-1)

@@ -438,7 +438,7 @@ def embed(src, dst, clap, name, side="text", progress=True):
     Every distinct text is encoded once. Shards that an earlier, interrupted call finished are kept. Returns the list of
     what was broken and left out. Raises DataError when dst was begun from other shards or with another encoder.
     """
-    from clap import load_audio
+    from clap import encode_file
     source, dst, broken, known = Source(src), Path(dst), [], {}
     made = {"from": source.index["hash"], "clap": name, "side": side, "dim": clap.dim}
     if (dst / "index.json").exists():
@@ -468,8 +468,7 @@ def embed(src, dst, clap, name, side="text", progress=True):
                 good = []
                 for s in samples:
                     try:
-                        wave = load_audio(s["audio"], clap.sample_rate, clap.seconds)
-                        vectors.append(clap.encode_audio(wave[None].to(clap.device))[0].cpu().numpy())
+                        vectors.append(encode_file(clap, s["audio"]).cpu().numpy())
                         good.append(s)
                     except ValueError as e:
                         broken.append(f"{source.path(i)}: sample {s['id']!r}: {e}")
@@ -525,7 +524,9 @@ def main():
             broken = index(args.dir)
         else:
             from clap import load_clap
-            clap, broken = load_clap(args.clap).to(args.device), []
+            clap, broken = load_clap(args.clap), []
+            if isinstance(clap, torch.nn.Module):
+                clap.to(args.device)
             for source in find_sources(args.src)[0]:
                 single = source.url == args.src.rstrip("/")
                 broken += embed(source.url, args.dst if single else f"{args.dst}/{source.name}", clap, args.clap, args.side)

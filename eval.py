@@ -15,10 +15,12 @@ import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torchmetrics.functional.classification import binary_accuracy, multiclass_accuracy, multilabel_average_precision
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
@@ -69,10 +71,10 @@ def classes_in(row, labels):
     return torch.tensor([float(label.lower() in named) for label in labels])
 
 
-def matching(rows, labels, encode):
-    """(n, C): text matching. CLAP's text vectors of "sound of " + label against that of the prediction; a prediction of
-    several labels, split at ; or , adds up their similarities (FSD50K's rule)."""
-    parts = [[p.strip() for p in re.split("[;,]", r["prediction"]) if p.strip()] or [""] for r in rows]
+def matching(rows, labels, encode, split=False):
+    """(n, C): text matching. CLAP's text vectors of "sound of " + label against that of the prediction. With `split` (FSD50K's
+    rule) a prediction of several labels is taken apart at ; and , and their similarities are summed."""
+    parts = [[p.strip() for p in re.split("[;,]", r["prediction"]) if p.strip()] or [""] if split else [r["prediction"]] for r in rows]
     texts = list(dict.fromkeys(p for ps in parts for p in ps))
     similar = dict(zip(texts, encode(texts) @ encode([f"sound of {label.lower()}" for label in labels]).T))
     return torch.stack([sum(similar[p] for p in ps) for ps in parts])
@@ -132,9 +134,9 @@ def bleu(rows):
 
     def compute(s):
         metric, total = SacreBLEUScore(n_gram=4, tokenize="13a"), s.sum(0)
+        metric.update([""], [[""]])
         metric.numerator, metric.denominator, metric.preds_len, metric.target_len = \
             total[:4], total[4:8], total[8], total[9]
-        metric._update_called = True
         return metric.compute()
     return torch.stack(stats), compute
 
@@ -154,7 +156,7 @@ def score(benchmark, rows, labels=None, encode=None, scores=None):
             if not targets.any(1).all():
                 row = rows[int((~targets.any(1)).nonzero()[0])]
                 raise DataError(f"{benchmark}: the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json")
-            stats, compute = METRICS[name](matching(rows, labels, encode) if scores is None else scores, targets)
+            stats, compute = METRICS[name](matching(rows, labels, encode, name == "mAP") if scores is None else scores, targets)
         else:
             stats, compute = METRICS[name](rows)
         result[name] = round(float(compute(stats)), 5)
@@ -185,17 +187,17 @@ def chance(benchmark, rows, labels=None):
 
 # --- 1. encode ---------------------------------------------------------------------------------------------------------
 
-def encode(source, clap, crop, path, bar):
+def encode(source, clap, crop, path):
     """Rows and CLAP vectors of one benchmark: rows (dicts without audio), {"audio": (n, D), "text": (n, D) where known}.
 
-    A clip that several questions share is encoded once; decoding runs in threads. Clips that cannot be decoded are named and
-    left out. The vectors are kept in `path`.
+    A clip that several questions share is encoded once; decoding runs in threads beside the encoder. Clips that cannot be decoded
+    are named and left out. The vectors are kept in `path`.
     """
     rows, clips = [], {}
     for r in read_source(source, audio=True):
         data = r.pop("audio")
         if data is None:
-            bar.write(f"{source.url}: {r['id']!r} has no audio", file=sys.stderr)
+            print(f"left out: {source.url}: {r['id']!r} has no audio", file=sys.stderr)
             continue
         rows.append({**{k: v for k, v in r.items() if k not in ("vector", "key")}, "clip": hashlib.sha256(data).hexdigest()})
         clips.setdefault(rows[-1]["clip"], (data, r["id"]))
@@ -204,22 +206,24 @@ def encode(source, clap, crop, path, bar):
 
     def decode(clip):
         try:
-            return clip, load_audio(clips[clip][0], clap.sample_rate, clap.seconds, crop=crop,
-                                    generator=torch.Generator().manual_seed(int(clip[:8], 16)))
+            wave = load_audio(clips[clip][0], clap.sample_rate, clap.seconds, crop,
+                              torch.Generator().manual_seed(int(clip[:8], 16)))
+            return clip, wave.view(-1, wave.shape[-1])                      # (windows, T)
         except ValueError as e:
-            return clip, e
+            print(f"left out: {source.url}: {clips[clip][1]!r}: {e}", file=sys.stderr)
+            return clip, None
     vectors = {}
     with ThreadPoolExecutor(4) as pool:
-        for clip, wave in pool.map(decode, clips):
-            if isinstance(wave, ValueError):
-                bar.write(f"{source.url}: {clips[clip][1]!r}: {wave}", file=sys.stderr)
-                continue
-            z = clap.encode_audio(wave.view(-1, wave.shape[-1])).mean(0)    # (D,); several windows: their mean
-            vectors[clip] = torch.nn.functional.normalize(z, dim=0).cpu()
-            bar.update()
+        decoded = tqdm(pool.map(decode, clips), total=len(clips), desc=f"encode {source.name}", unit=" clips", leave=False)
+        good = ((clip, wave) for clip, wave in decoded if wave is not None)
+        while group := list(islice(good, 32)):
+            z = clap.encode_audio(torch.cat([wave for _, wave in group])).cpu().split([len(wave) for _, wave in group])
+            vectors.update({clip: F.normalize(windows.mean(0), dim=0) for (clip, _), windows in zip(group, z)})
     texts = [r["text"] for r in rows]
     if None not in texts:
         vectors.update({f"text {i}": z for i, z in enumerate(clap.encode_text(texts).cpu())})
+    if not any(r["clip"] in vectors for r in rows):
+        raise DataError(f"{source.url}: not one clip can be decoded")
     save_file({k: v.contiguous() for k, v in vectors.items()}, path)
     return rows_with(vectors, rows)
 
@@ -338,9 +342,8 @@ def main(argv=None):
     text = lambda texts: clap.encode_text(texts).cpu()
 
     rows, z = {}, {}
-    bar = tqdm(total=len({b for b in names}), unit=" clips", desc="encode", disable=True)
     for b in names:
-        rows[b], z[b] = encode(sources[b], clap, args.crop, out / "vectors" / f"{b}.{run_key(b)}.safetensors", bar)
+        rows[b], z[b] = encode(sources[b], clap, args.crop, out / "vectors" / f"{b}.{run_key(b)}.safetensors")
     todo = [(c, b) for (c, b), path in stored.items() if not path.exists() and (c != "text" or "text" in z[b])]
     if todo and args.score:
         sys.exit(f"eval.py --score: no stored predictions for {todo[0][1]} with {todo[0][0]} from this model and these settings")

@@ -9,11 +9,10 @@ Any format that libsndfile reads, any length. A file that cannot be read is name
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import torch
 
-from clap import load_audio, load_clap
+from clap import AudioError, encode_file, load_clap
 from mats import MATS
 from santa import BRIDGES, bridge
 
@@ -35,29 +34,27 @@ def main(argv=None):
         model = MATS.from_pretrained(args.ckpt).to(args.device)
     except FileNotFoundError as e:
         sys.exit(f"sample.py: {e}")
-    if model.santa is None and args.bridge != "none":
-        sys.exit(f"sample.py: {args.ckpt} has no memory for the bridge {args.bridge!r}; use --bridge none")
     clap, generator = load_clap(model.config.clap), torch.Generator().manual_seed(args.seed)
     if isinstance(clap, torch.nn.Module):
         clap.to(args.device)
-    across = bridge(args.bridge, model.santa, generator=generator)
+    try:
+        across = bridge(args.bridge, model.santa, generator=generator)
+    except ValueError as e:
+        sys.exit(f"sample.py: {e}")
 
     failed = 0
     for start in range(0, len(args.files), args.batch):
         files, vectors = [], []
         for file in args.files[start:start + args.batch]:
             try:
-                wave = load_audio(file, clap.sample_rate, clap.seconds, crop=args.crop, generator=generator)
-            except ValueError as e:
+                vectors.append(encode_file(clap, file, args.crop, generator).cpu())             # (D,)
+                files.append(file)
+            except AudioError as e:
                 print(f"sample.py: {e}", file=sys.stderr)
                 failed += 1
-                continue
-            vectors.append(clap.encode_audio(wave.view(-1, wave.shape[-1])).mean(0).cpu())      # (D,)
-            files.append(file)
         if not files:
             continue
-        z = torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
-        for file, answer in zip(files, model.generate(across(z), [args.ask] * len(files))):
+        for file, answer in zip(files, model.generate(across(torch.stack(vectors)), [args.ask] * len(files))):
             if args.json:
                 print(json.dumps({"file": file, "instruction": args.ask, "answer": answer}, ensure_ascii=False))
             else:

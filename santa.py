@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SCRATCH = 2 ** 22       # numbers that a chunked step may hold at a time (16 MB in float32): results do not depend on it
+SCRATCH = 2 ** 22       # numbers in a chunked step's largest temporary (16 MB in float32); results do not depend on it
 SLACK = 32              # rows beyond L that Santa's float32 shortlist keeps for the exact ranking
 
 
@@ -39,17 +39,24 @@ def _chunks(x, row):
     return x.split(max(1, SCRATCH // row))
 
 
+def _over(f, z, memory, row):
+    """f over z (B, D) in such chunks, in the memory's precision and place, and back to where z is."""
+    if z.ndim != 2 or z.shape[1] != memory.shape[1]:
+        raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
+    return torch.cat([f(a) for a in _chunks(z.to(memory), row)]).to(z.device)
+
+
 def _check_rows(x, what):
     if x.ndim != 2 or not x.is_floating_point() or 0 in x.shape:
         raise ValueError(f"{what} must be a non-empty (rows, D) float tensor, not {tuple(x.shape)} of {x.dtype}")
-    bad = (~x.isfinite().all(1)).nonzero()
+    bad = [] if x.sum().isfinite() else (~x.isfinite().all(1)).nonzero()        # the sum is the cheaper question
     if len(bad):
         raise ValueError(f"{what}: row {bad[0].item()} is not finite" + f" (and {len(bad) - 1} more)" * (len(bad) > 1))
 
 
 @torch.no_grad()
 def add_noise(z, variance, generator=None):
-    """Eq. 2's E_T(T) + eps on the unit sphere: normalise, add N(0, variance) to each dimension, normalise.
+    """Eq. 1's E_T(T) + eps on the unit sphere: normalise, add N(0, variance) to each dimension, normalise.
 
     z (..., D) of any length and device -> unit vectors (..., D), float32 (float64 stays). `variance` is the square of the
     noise's standard deviation per dimension (paper: 0.015, i.e. 0.1225: in 1024-d the result's cosine with z is 0.25); 0
@@ -63,13 +70,19 @@ def add_noise(z, variance, generator=None):
     return _unit(z + math.sqrt(variance) * _draw(torch.randn, z, *z.shape, generator=generator).to(z.dtype))
 
 
-# --- k-means -----------------------------------------------------------------------------------------------------------------
+# --- k-means --------------------------------------------------------------------------------------------------------------
 
-def _assign(x, centers):
-    """Each row's closest center (N,), and its squared distance to it less the row's own squared length (N,)."""
-    square, labels, low = centers.square().sum(1), x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
-    for rows, label, least in zip(*(_chunks(t, len(centers)) for t in (x, labels, low))):
-        torch.min(torch.addmm(square, rows, centers.T, alpha=-2), dim=1, out=(least, label))
+def _assign(x, centers, labels):
+    """Each row's closest center (N,), where `labels` was a guess, and its squared distance less the row's own square (N,)."""
+    square, labels, low = centers.square().sum(1), labels.clone(), x.new_empty(len(x))
+    chunks = [_chunks(t, len(centers)) for t in (x, labels, low)]
+    table = x.new_empty(len(chunks[0][0]), len(centers))            # one for all: fresh pages cost a tenth of the product
+    for rows, label, least in zip(*chunks):
+        far = torch.addmm(square, rows, centers.T, alpha=-2, out=table[:len(rows)])             # (b, K)
+        torch.amin(far, 1, out=least)
+        # on CPUs argmin takes ten times as long as amin: only for the rows whose guess is not the closest
+        wrong = (far.gather(1, label[:, None])[:, 0] > least).nonzero()[:, 0]
+        label[wrong] = far.index_select(0, wrong).argmin(1)
     return labels, low
 
 
@@ -82,7 +95,7 @@ def _plusplus(x, k, generator):
     the distribution of now.
     """
     square, trials = x.square().sum(1), 2 + int(math.log(k))
-    longest = max(1, 4 * SCRATCH // (trials * len(x)))          # choices that a pool may serve
+    longest = max(1, 2 ** 24 // (trials * len(x)))              # choices that a pool may serve, so that the table fits 64 MB
     table, trial = x.new_empty(longest * trials, len(x)), x.new_empty(trials, len(x))
 
     def distances(rows):                                                                        # (R,) -> (R, N)
@@ -94,10 +107,10 @@ def _plusplus(x, k, generator):
     while len(chosen) < k:
         # the more centers there are, the less a new one changes, and the longer a pool stays fresh
         size = trials * max(1, min(len(chosen) // 4, longest))
-        total = closest.cumsum(0, dtype=torch.float64)
-        at, luck = _draw(torch.rand, x, 2, size, generator=generator, dtype=torch.float64)
-        pool = torch.searchsorted(total, at * total[-1], right=True).clamp_(max=len(x) - 1)     # (R,)
-        bar, used = (luck * closest[pool]).to(x.dtype), 0
+        total = closest.cpu().cumsum(0, dtype=torch.float64)    # on CUDA the last digit of a cumsum is left to chance
+        at, luck = _draw(torch.rand, total, 2, size, generator=generator, dtype=torch.float64)
+        pool = torch.searchsorted(total, at * total[-1], right=True).clamp_(max=len(x) - 1).to(x.device)    # (R,)
+        bar, used = luck.to(x) * closest[pool], 0
         distances(pool)
         while len(chosen) < k:
             taken = used + (bar[used:] <= closest[pool[used:]]).nonzero()[:trials, 0]           # (trials,)
@@ -115,10 +128,10 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
     """Lloyd's k-means, on x's device. x (N, D) -> centers (k, D), labels (N,) int64: each row's closest returned center.
 
     `iters` updates of the centers at most, fewer once no label changes. `init` is "++" (greedy k-means++), "random" (k
-    different rows) or the first centers (k, D). A cluster left empty is started again from the row farthest from its own
-    center, which moves there (several: the farthest rows, in turn). Only where x has fewer than k different rows may a
-    cluster end empty. Temporaries hold SCRATCH numbers, or a few of N (init "++": 2 + log k, or four times SCRATCH).
-    The same generator state gives the same result; on CUDA too, for no step adds in an order left to chance.
+    different rows) or the first centers (k, D). A cluster left empty is begun again from the row farthest from its own
+    center, which leaves its cluster for it (several: the farthest rows, one each). Takes a centred copy of x, SCRATCH and a
+    few numbers a row; init "++" 64 MB, or about 4 + 2 log k numbers a row where that is more. The same generator state gives
+    the same result, on CUDA too: no step adds in an order left to chance.
 
     Raises ValueError for k < 1, k > N, a row that is not finite (naming it), shapes that do not fit, an unknown init.
     """
@@ -140,10 +153,10 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
     else:
         raise ValueError(f'init must be "++", "random" or a tensor of centers, not {init!r}')
 
-    labels = None
-    for _ in range(iters):
-        closest, low = _assign(x, centers)
-        if labels is not None and torch.equal(closest, labels):
+    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for i in range(iters):
+        closest, low = _assign(x, centers, labels)
+        if i > 0 and torch.equal(closest, labels):
             break                                                       # the centers are these labels' means already
         labels, size = closest, closest.bincount(minlength=k)
         empty = (size == 0).nonzero()[:, 0]
@@ -155,14 +168,14 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
         sums = F.embedding_bag(labels.argsort(stable=True), x, size.cumsum(0) - size, mode="sum")
         centers = torch.where(size[:, None] > 0, sums / size[:, None].clamp(min=1), centers)
     else:
-        labels = _assign(x, centers)[0]
+        labels = _assign(x, centers, labels)[0]
     return centers + mean, labels
 
 
-# --- Santa -------------------------------------------------------------------------------------------------------------------
+# --- Santa ----------------------------------------------------------------------------------------------------------------
 
 class Santa(nn.Module):
-    """Semantic-related augmented text memory (section 3.4): audio vectors blended with the memory's texts, Eq. 6-7.
+    """Strongly-related noisy text with audio: section 3.4, Eq. 6-7.
 
     memory (M, D): noisy text vectors; centers (K, D) and labels (M,) from `kmeans`; L rows retrieved, temperature tau, share
     of the text lam. `clean` (M, D) are the same texts without noise and `variance` that noise: what the bridges other than
@@ -172,19 +185,20 @@ class Santa(nn.Module):
 
     def __init__(self, memory, centers, labels, L=32, tau=0.1, lam=0.3, clean=None, variance=0.015):
         super().__init__()
-        for x, what in ((memory, "memory"), (centers, "centers")) + (((clean, "clean"),) if clean is not None else ()):
-            _check_rows(x, what)
-        if centers.shape[1] != memory.shape[1] or (clean is not None and clean.shape != memory.shape):
-            raise ValueError(f"memory {tuple(memory.shape)}, centers {tuple(centers.shape)} and clean "
-                             f"{None if clean is None else tuple(clean.shape)} do not fit together")
+        rows = {"memory": memory, "centers": centers} | ({} if clean is None else {"clean": clean})
+        for name, x in rows.items():
+            _check_rows(x, name)
+            if x.shape[1] != memory.shape[1] or (name == "clean" and len(x) != len(memory)):
+                raise ValueError(f"{name} {tuple(x.shape)} does not fit a memory of {tuple(memory.shape)}")
         if labels.shape != memory.shape[:1] or labels.min() < 0 or labels.max() >= len(centers):
             raise ValueError(f"labels must be ({len(memory)},) numbers of centers, 0 to {len(centers) - 1}")
         if int(L) != L or L < 1 or not tau > 0 or not 0 <= lam <= 1:
             raise ValueError(f"need a whole L >= 1, tau > 0 and 0 <= lam <= 1, not {L}, {tau}, {lam}")
         self.L, self.tau, self.lam, self.variance = int(L), tau, lam, variance
-        for name, x in (("memory", _floats(memory)), ("centers", centers.to(_floats(memory))), ("labels", labels.long()),
-                        ("clean", None if clean is None else _unit(clean))):
-            self.register_buffer(name, x)
+        self.scratch = max(len(memory), (self.L + SLACK) * memory.shape[1])         # numbers that a query takes
+        for name in ("memory", "centers", "clean"):
+            self.register_buffer(name, rows[name].to(_floats(memory)) if name in rows else None)
+        self.register_buffer("labels", labels.to(memory.device, torch.long))
 
     @classmethod
     @torch.no_grad()
@@ -207,9 +221,10 @@ class Santa(nn.Module):
         names = ("memory", "centers", "labels", "L", "tau", "lam", "clean", "variance")
         return Santa(**{name: getattr(self, name) for name in names} | changes)
 
+    @torch.no_grad()
     def retrieve(self, z):
-        """z (B, D) as it is -> rows of the memory (B, min(L, M)), closest first, and which of them count (same, bool): all
-        but the last few where the closest cluster (B,), returned third, has fewer rows than that."""
+        """z (B, D), taken as it is -> rows of the memory (B, min(L, M)), closest first; which of them count (same, bool): not
+        the last ones where the cluster is smaller; and the closest cluster (B,)."""
         far = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist")         # (B, K), Eq. 6
         full = self.labels.bincount(minlength=len(self.centers)) > 0
         closest = far.masked_fill(~full, math.inf).argmin(1)            # a center without rows has nothing to give
@@ -223,28 +238,29 @@ class Santa(nn.Module):
         far, best = far.topk(min(self.L, len(self.memory)), largest=False)                      # (B, L)
         return rows.gather(1, best), far < math.inf, closest
 
+    def blend(self, a, rows, valid):
+        """a (B, D), rows (B, L, D), valid (B, L) -> (B, D): Eq. 7."""
+        scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)                     # (B, L)
+        return (1 - self.lam) * a + self.lam * ((scores / self.tau).softmax(-1)[..., None] * rows).sum(1)
+
     @torch.no_grad()
     def forward(self, z):
-        """Eq. 6-7. z (B, D), audio vectors of any length -> (B, D): (1 - lam) z/|z| + lam (softmax(z.m_i / tau) m_i).
+        """Eq. 6-7. z (B, D), audio vectors of any length -> (B, D): (1 - lam) a + lam (softmax(a.m_i / tau) m_i), a = z/|z|.
 
-        The L rows m_i are those of the closest center's cluster that are closest to z/|z|; fewer where the cluster is
-        smaller. Not normalised again: Eq. 7 does not, and the mapper normalises its input anyway. Computed where the memory
-        lives, returned where z lives; a row's result does not depend on the rest of the batch.
+        The L rows m_i are those closest to a in the cluster whose center is closest; fewer where the cluster is smaller. Not
+        normalised again: Eq. 7 does not, and the mapper normalises its input anyway. Computed where the memory lives,
+        returned where z lives; a row's result does not depend on the rest of the batch.
         """
-        out = []
-        for a in _chunks(_queries(z, self.memory), max(len(self.memory), (self.L + SLACK) * self.memory.shape[1])):
-            a = _unit(a)
+        def across(a):
             rows, valid, _ = self.retrieve(a)
-            rows = self.memory[rows]                                                            # (B, L, D)
-            scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)                 # (B, L)
-            text = ((scores / self.tau).softmax(-1)[..., None] * rows).sum(1)                   # (B, D)
-            out.append((1 - self.lam) * a + self.lam * text)
-        return torch.cat(out).to(z.device)
+            return self.blend(a, self.memory[rows], valid)
+        return _over(across, _unit(z), self.memory, self.scratch)
 
     def save(self, path):
         """Writes buffers and hyper-parameters to one safetensors file."""
         hyper = {name: getattr(self, name) for name in ("L", "tau", "lam", "variance")}
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata={"santa": json.dumps(hyper)})
+        buffers = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}     # none shared
+        save_file(buffers, path, metadata={"santa": json.dumps(hyper)})
 
     @classmethod
     def load(cls, path, device="cpu"):
@@ -255,14 +271,7 @@ class Santa(nn.Module):
             return cls(**{k: f.get_tensor(k) for k in f.keys()}, **json.loads(f.metadata()["santa"]))
 
 
-def _queries(z, memory):
-    """z as a (B, D) tensor in the memory's precision and place."""
-    if z.ndim != 2 or z.shape[1] != memory.shape[1]:
-        raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
-    return z.to(memory)
-
-
-# --- the other bridges -------------------------------------------------------------------------------------------------------
+# --- the other bridges ----------------------------------------------------------------------------------------------------
 
 BRIDGES = {     # a is the unit audio vector, S the memory's texts, without noise where not said otherwise
     "none": "a: noise while training and nothing at inference (NoAudioCaptioning)",
@@ -309,7 +318,7 @@ def bridge(name, santa=None, audio_mean=None, generator=None):
         return santa.but(centers=santa.memory.mean(0, keepdim=True), labels=torch.zeros_like(santa.labels))
     if santa.clean is None:
         raise ValueError(f"bridge {name!r} needs the memory's texts without noise: Santa.build keeps them, Santa(clean=...)")
-    S, k = santa.clean, len(santa.centers)
+    S, k = _unit(santa.clean), len(santa.centers)
     if name == "santa-gn":
         return santa.but(memory=S, **dict(zip(("centers", "labels"), kmeans(S, k, generator=generator))))
     if name == "official":
@@ -326,33 +335,24 @@ def bridge(name, santa=None, audio_mean=None, generator=None):
         "shift": lambda a: a + offset,
     }[name]
 
-    @torch.no_grad()
-    def across(z):
-        return torch.cat([to_text(_unit(a)) for a in _chunks(_queries(z, S), len(S))]).to(z.device)
-    return across
+    return torch.no_grad()(lambda z: _over(to_text, _unit(z), S, len(S)))
 
 
 def _official(santa, generator):
-    first = torch.zeros(len(santa.centers), dtype=torch.long, device=santa.labels.device)
-    first = first.scatter_reduce(0, santa.labels, torch.arange(len(santa.labels), device=first.device), "amin",
-                                 include_self=False)                                            # (K,)
+    count = torch.arange(len(santa.labels), device=santa.labels.device)
+    first = torch.zeros(len(santa.centers), dtype=torch.long, device=count.device)
+    first = first.scatter_reduce(0, santa.labels, count, "amin", include_self=False)            # (K,) each cluster's first row
 
-    @torch.no_grad()
-    def across(z):
-        out = []
-        for a in _chunks(_queries(z, santa.memory), max(len(santa.memory), (santa.L + SLACK) * z.shape[1])):
-            rows, valid, closest = santa.retrieve(a)
-            lacking = (0, santa.L - rows.shape[1])
-            rows, valid = F.pad(rows, lacking), F.pad(valid, lacking)                           # (B, L)
-            rows = torch.where(valid, rows, first[closest][:, None])
-            rows = add_noise(santa.memory[rows], santa.variance, generator)                     # (B, L, D)
-            w = ((rows * a[:, None]).sum(-1) / santa.tau).softmax(-1)
-            out.append((1 - santa.lam) * a + santa.lam * (w[..., None] * rows).sum(1))
-        return torch.cat(out).to(z.device)
-    return across
+    def across(a):
+        rows, valid, closest = santa.retrieve(a)
+        lacking = (0, santa.L - rows.shape[1])
+        rows, valid = F.pad(rows, lacking), F.pad(valid, lacking)                               # (B, L)
+        rows = torch.where(valid, rows, first[closest][:, None])
+        return santa.blend(a, add_noise(santa.memory[rows], santa.variance, generator), torch.ones_like(valid))
+    return torch.no_grad()(lambda z: _over(across, z, santa.memory, santa.scratch))
 
 
-# --- measures of the gap -----------------------------------------------------------------------------------------------------
+# --- measures of the gap --------------------------------------------------------------------------------------------------
 
 def _pairs(text, audio):
     _check_rows(text, "text"), _check_rows(audio, "audio")
@@ -372,3 +372,43 @@ def noise_variance(text, audio, n=30, generator=None):
     text, audio = _pairs(text, audio)
     pick = _draw(torch.randperm, text, len(text), generator=generator)[:n]
     return (text[pick] - audio[pick]).abs().amax(1).mean().item() ** 2
+
+
+def _recall(queries, items, k):
+    """Share of queries (N, D) whose own row of items (N, D) is among the k most similar; ties count as drawn at random."""
+    hits, start = 0.0, 0
+    for q in _chunks(queries, len(items)):
+        similar = q @ items.T                                                                   # (b, N)
+        own = similar.diagonal(start)[:, None]
+        above, level = (similar > own).sum(1), (similar == own).sum(1)
+        hits, start = hits + ((k - above) / level).clamp(0, 1).sum().item(), start + len(q)
+    return hits / len(queries)
+
+
+@torch.no_grad()
+def gap(text, audio, folds=5):
+    """How far apart the modalities are: what the discrepancy of Theorem 3.1 depends on, measured. -> a dict of floats.
+
+    text (N, D), audio (N, D): row i of both describes one clip; audio may be what a bridge made of it. On unit vectors:
+        centroid_distance       between the two means, 0 to 2
+        paired_cosine           mean over pairs
+        audio_to_text_R@1, @10  share of audio whose own text is among the 1 or 10 closest of all N; and text_to_audio_R@
+        classifier_error        of logistic regression that tells the modalities apart, cross-validated, both halves of a
+                                pair in the same fold: 0 where they are apart, 0.5 where they cannot be told apart
+        a_distance              proxy A-distance 2 (1 - 2 classifier_error), 2 to 0 (an error over 0.5 counts as 0.5)
+    Raises ValueError where text and audio do not match or there are fewer pairs than folds.
+    """
+    from sklearn.linear_model import LogisticRegression         # here, for all else runs without loading scikit-learn
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    text, audio = _pairs(text, audio)
+    n = len(text)
+    if n < folds:
+        raise ValueError(f"{n} pairs cannot be split into {folds} folds")
+    both, side, pair = torch.cat([text, audio]).cpu().numpy(), torch.arange(2 * n) >= n, torch.arange(2 * n) % n
+    guess = cross_val_predict(LogisticRegression(max_iter=1000), both, side.numpy(), groups=pair.numpy(), cv=GroupKFold(folds))
+    error = (torch.from_numpy(guess) != side).float().mean().item()
+    recalls = {f"{name}_R@{k}": _recall(q, items, k) for k in (1, 10)
+               for name, q, items in (("audio_to_text", audio, text), ("text_to_audio", text, audio))}
+    return {"centroid_distance": (text.mean(0) - audio.mean(0)).norm().item(),
+            "paired_cosine": (text * audio).sum(1).mean().item(), **recalls,
+            "classifier_error": error, "a_distance": max(0.0, 2 * (1 - 2 * error))}

@@ -1,0 +1,593 @@
+"""clap.py against msclap's package, transformers' ClapModel, numpy and soundfile."""
+import io
+import sys
+import time
+import tracemalloc
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import soxr
+import torch
+import torch.nn.functional as F
+from scipy.signal import fftconvolve, get_window
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel, GPT2Config, GPT2Model,
+                          PreTrainedTokenizerFast)
+
+import clap as clap_module
+from clap import CLAP, AudioError, CLAPConfig, encode_file, load_audio, load_clap
+
+ORACLE = "pip install --no-deps msclap==1.3.4 torchlibrosa==0.1.0"
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+TEXTS = ["A dog barks", "rain", "", "Wind blows! Then a loud bang! And a car passes by", "footsteps on gravel, birds",
+         "a man speaks while " + "a bell rings and " * 30 + "a train passes"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small models gain nothing from two threads, and lose much where the other core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def bpe():
+    """A small byte-level BPE whose id 0 is "!", as GPT-2's is."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=320, show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tok
+
+
+@pytest.fixture(scope="module")
+def tok():
+    tok = PreTrainedTokenizerFast(tokenizer_object=bpe(), eos_token="<|endoftext|>")
+    assert tok.convert_tokens_to_ids("!") == 0 and tok.eos_token_id > 0
+    return tok
+
+
+def shake(model, seed=0):
+    """Weights so large that different inputs give really different outputs; batch norm as if it had been trained."""
+    g = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.data.normal_(0, p[0].numel() ** -0.5 if p.ndim > 1 else 0.2, generator=g)
+    for m in model.modules():
+        if isinstance(m, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):
+            m.weight.data += 1
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.uniform_(-40, -10, generator=g)
+            m.running_var.uniform_(50, 400, generator=g)
+    return model
+
+
+def small(tok, **changes):
+    config = dict(text=dict(n_embd=32, n_layer=2, n_head=2), dim=24, sample_rate=8000, seconds=1, n_fft=512, hop=256,
+                  fmax=4000, max_tokens=20, audio=dict(spec_size=32, num_mel_bins=32, patch_embeds_hidden_size=8,
+                                                       depths=[2, 2], num_attention_heads=[2, 4], window_size=4))
+    torch.manual_seed(0)
+    return CLAP(CLAPConfig(**{**config, **changes}), tok)
+
+
+@pytest.fixture
+def clap(tok):
+    return shake(small(tok)).freeze()
+
+
+def sounds(n, samples):
+    """(n, samples): silence, white noise, then ever higher tones with a little noise."""
+    g, t = torch.Generator().manual_seed(0), torch.arange(samples)
+    waves = [torch.zeros(samples), 0.1 * torch.randn(samples, generator=g)]
+    waves += [0.5 * torch.sin(0.1 * 1.5 ** i * t) + 0.003 * torch.randn(samples, generator=g) for i in range(n - 2)]
+    return torch.stack(waves)
+
+
+def differ(x, least=1e-2):
+    """The rows of x are really different: a comparison of such rows can fail."""
+    return all((x[i] - x[j]).abs().max() > least for i in range(len(x)) for j in range(i))
+
+
+# --- parity -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def msclap_oracle():
+    """msclap's own model with random weights. Stubs stand for what it imports and this test does not use."""
+    def stub(name, **attributes):
+        module = types.ModuleType(name)
+        module.__dict__.update(attributes)
+        return module
+    mel = lambda n_fft, n_mels, **_: np.random.default_rng(0).random((n_mels, n_fft // 2 + 1)) ** 20
+    filters = stub("librosa.filters", mel=mel, get_window=lambda name, n, fftbins: get_window(name, n, fftbins=fftbins))
+    util = stub("librosa.util", pad_center=lambda window, size: window)
+    stubs = {"torchaudio.transforms": stub("torchaudio.transforms"), "librosa.filters": filters, "librosa.util": util}
+    stubs |= {"torchaudio": stub("torchaudio", transforms=stubs["torchaudio.transforms"]),
+              "librosa": stub("librosa", filters=filters, util=util)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in stubs.items():
+            patch.setitem(sys.modules, name, module)
+        try:
+            from msclap import CLAP as Wrapper
+            from msclap.models import clap as module
+        except ImportError as e:
+            pytest.skip(f"msclap's package is the oracle: {ORACLE} ({e})")
+        patch.setattr(module, "AutoModel", types.SimpleNamespace(from_pretrained=lambda _: GPT2Model(GPT2Config())))
+        model = module.CLAP("HTSAT", 44100, 1024, 320, 64, 50, 8000, 527, 768, "gpt2", 768, 1024)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if "extractor" in n}        # DFT and mel matrices
+    shake(model)
+    model.load_state_dict(frozen, strict=False)
+    return Wrapper, model.eval()
+
+
+def test_msclap_parity(msclap_oracle, tok, tmp_path):
+    Wrapper, oracle = msclap_oracle
+    torch.save({"model": oracle.state_dict()}, tmp_path / "CLAP_weights_2023.pth")
+    gpt2 = DATA / "gpt2_tokenizer"
+    tok = AutoTokenizer.from_pretrained(gpt2) if gpt2.exists() else tok
+    clap = CLAP.from_pretrained(tmp_path / "CLAP_weights_2023.pth", tokenizer=tok)
+    assert (clap.dim, clap.sample_rate, clap.seconds, clap.samples) == (1024, 44100, 7, 308700)
+    assert not any(p.requires_grad for p in clap.parameters())
+
+    # text, prepared by msclap's own wrapper; it cannot take more than 77 tokens
+    padded = AutoTokenizer.from_pretrained(gpt2) if gpt2.exists() else PreTrainedTokenizerFast(
+        tokenizer_object=bpe(), eos_token="<|endoftext|>")
+    padded.add_special_tokens({"pad_token": "!"})
+    wrapper = Wrapper.__new__(Wrapper)
+    wrapper.tokenizer, wrapper.use_cuda, wrapper.token_keys = padded, False, ["input_ids", "attention_mask"]
+    wrapper.args = types.SimpleNamespace(text_model="gpt2", text_len=77)
+    if not hasattr(padded, "encode_plus"):
+        padded.encode_plus = lambda text, **kwargs: padded(text, **kwargs)
+    texts = [t for t in TEXTS if len(clap.token_ids([t])[0]) <= 76]
+    with torch.no_grad():
+        theirs = F.normalize(oracle.caption_encoder(wrapper.preprocess_text(texts)), dim=-1)
+    assert len(texts) >= 5 and differ(theirs)
+    ours, marks = clap.encode_text(texts), torch.tensor(["!" in t for t in texts])
+    assert (ours - theirs)[~marks].abs().max() < 1e-5
+    assert (ours - theirs)[marks].abs().max() > 1e-2                     # msclap counts "!" as padding, we do not
+    clap.config.official = True
+    assert (clap.encode_text(texts) - theirs).abs().max() < 1e-5
+
+    # audio: synthetic, and real recordings where there are some
+    waves = sounds(4, 308700)
+    real = sorted((DATA / "esc10").glob("*/*.ogg"))[::200]
+    waves = torch.cat([waves, *(load_audio(f, 44100, 7)[None] for f in real)])
+    with torch.no_grad():
+        theirs = F.normalize(oracle.audio_encoder(waves)[0], dim=-1)
+    assert differ(theirs, 5e-3)
+    assert (clap.encode_audio(waves, batch_size=4) - theirs).abs().max() < 1e-5
+
+
+def laion(folder, fusion):
+    """A small ClapModel with random weights, its tokenizer and feature extractor, as transformers saves them."""
+    t = bpe()
+    t.add_special_tokens(["<s>", "<pad>", "</s>"])
+    s, pad, end = (t.token_to_id(x) for x in ("<s>", "<pad>", "</s>"))
+    t.post_processor = processors.RobertaProcessing(("</s>", end), ("<s>", s))
+    tok = PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+                                  model_input_names=["input_ids", "attention_mask"])
+    text = dict(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                pad_token_id=pad, max_position_embeddings=pad + 100)
+    audio = dict(spec_size=64, num_mel_bins=64, patch_embeds_hidden_size=8, depths=[2, 2], num_attention_heads=[2, 4],
+                 hidden_size=16, window_size=8, enable_fusion=fusion, fusion_type="aff_2d" if fusion else None)
+    model = shake(ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24))).eval()
+    extractor = ClapFeatureExtractor(sampling_rate=16000, max_length_s=1, hop_length=256, frequency_max=8000,
+                                     truncation="fusion" if fusion else "rand_trunc")
+    for part in (model, tok, extractor):
+        part.save_pretrained(folder)
+    return model, tok, extractor
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_laion_parity(fusion, tmp_path):
+    model, tok, extractor = laion(tmp_path / "hf", fusion)
+    clap = CLAP.from_pretrained(tmp_path / "hf")
+    assert (clap.dim, clap.sample_rate, clap.seconds, clap.training) == (24, 16000, 1, False)
+    waves = sounds(4, 16000)
+    texts = TEXTS[:5]
+    with torch.no_grad():
+        text = model.get_text_features(**tok(texts, padding=True, return_tensors="pt")).pooler_output
+        mel = extractor(list(waves.numpy()), sampling_rate=16000, return_tensors="pt")["input_features"]
+        # a clip that is not longer than the window; the extractor itself would call one of each batch "longer"
+        audio = model.get_audio_features(input_features=mel, is_longer=torch.zeros(4, 1, dtype=bool)).pooler_output
+    assert differ(text) and differ(audio)
+    assert (clap.encode_text(texts) - text).abs().max() < 1e-5
+    assert (clap.mel(waves) - mel[:, 0]).abs().max() < 2e-3      # dB; numpy's FFT is in double precision
+    assert (clap.encode_audio(waves) - audio).abs().max() < 1e-5
+    long = clap.token_ids([TEXTS[5]])[0]                                # </s> stays
+    assert len(long) == 77 and long[-1] == tok.eos_token_id and long[0] == tok.bos_token_id
+
+    clap.save_pretrained(tmp_path / "ours")
+    again = CLAP.from_pretrained(tmp_path / "ours")
+    assert torch.equal(again.encode_text(TEXTS), clap.encode_text(TEXTS))
+    assert torch.equal(again.encode_audio(waves), clap.encode_audio(waves))
+
+
+def test_mel_is_the_textbook_one(clap):
+    """Against numpy, frame by frame: centred, reflected, periodic Hann, power, mel matrix, 10 log10(max(., 1e-10))."""
+    wave = sounds(2, clap.samples)[1]
+    n, hop = clap.config.n_fft, clap.config.hop
+    padded = np.pad(wave.double().numpy(), n // 2, mode="reflect")
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
+    frames = [padded[i:i + n] * hann for i in range(0, len(wave) + 1, hop)]
+    power = np.abs(np.fft.rfft(frames)) ** 2
+    expected = 10 * np.log10(np.maximum(power @ clap.mel_matrix.double().numpy(), 1e-10))
+    got = clap.mel(torch.stack([wave, torch.zeros_like(wave)]))
+    assert got.shape == (2, clap.samples // hop + 1, 32)
+    assert np.abs(got[0].numpy() - expected).max() < 1e-3
+    assert (got[1] == -100).all()
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+def alone(clap, text):
+    """The vector of one text by hand: no padding, no batch, the hidden state at the very last token."""
+    ids = clap.tokenizer(text + " <|endoftext|>").input_ids
+    if len(ids) > clap.config.max_tokens:
+        ids = ids[:clap.config.max_tokens - 2] + clap.tokenizer(" <|endoftext|>").input_ids
+    with torch.no_grad():
+        hidden = clap.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        return F.normalize(clap.text_projection(hidden), dim=-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_text_does_not_depend_on_its_batch(clap, batch_size):
+    got = clap.encode_text(TEXTS * 2, batch_size=batch_size)
+    expected = torch.stack([alone(clap, t) for t in TEXTS * 2])
+    assert differ(expected[:6])
+    assert got.dtype == torch.float32 and not got.requires_grad
+    assert (got - expected).abs().max() < 1e-6
+    assert (got.norm(dim=1) - 1).abs().max() < 1e-6
+
+
+def test_long_text_keeps_its_end(clap):
+    end = clap.tokenizer(" <|endoftext|>").input_ids
+    ids = clap.token_ids(TEXTS)
+    assert max(map(len, ids)) == 20 and all(i[-2:] == end for i in ids)
+    whole = clap.tokenizer(TEXTS[5] + " <|endoftext|>").input_ids
+    assert len(whole) > 20 and ids[5] == whole[:18] + end
+
+
+def test_exclamation_mark_moves_only_the_official_vector(clap):
+    text = "rain! on! a roof"
+    ids = clap.tokenizer(text + " <|endoftext|>").input_ids
+    assert ids.count(0) == 2
+    hidden = clap.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    vectors = F.normalize(clap.text_projection(hidden), dim=-1)
+    assert (clap.encode_text([text, TEXTS[5]])[0] - vectors[-1]).abs().max() < 1e-6
+    clap.config.official = True
+    assert (clap.encode_text([text, TEXTS[5]])[0] - vectors[-3]).abs().max() < 1e-6
+
+
+def test_no_texts_and_one_string(clap):
+    assert clap.encode_text([]).shape == (0, 24) and clap.encode_audio(torch.zeros(0, 8000)).shape == (0, 24)
+    with pytest.raises(TypeError, match="list of texts"):
+        clap.encode_text("a dog")
+
+
+# --- audio vectors ----------------------------------------------------------------------------------------------------
+
+def test_audio_does_not_depend_on_its_batch(clap):
+    waves = sounds(5, 8000)
+    got = clap.encode_audio(waves, batch_size=2)
+    one = torch.cat([F.normalize(clap.audio_features(clap.mel(w[None])), dim=-1) for w in waves])
+    assert differ(one) and got.dtype == torch.float32 and not got.requires_grad
+    assert (got - one).abs().max() < 1e-6 and (got.norm(dim=1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_bad_rows_are_named(clap, value):
+    waves = sounds(5, 8000)
+    waves[3, 100] = value
+    with pytest.raises(ValueError, match=r"audio row 3: .*NaN"):
+        clap.encode_audio(waves, batch_size=2)
+
+
+@pytest.mark.parametrize("shape", [(8000,), (2, 7999), (2, 1, 8000)])
+def test_wrong_length_says_the_right_one(clap, shape):
+    with pytest.raises(ValueError, match=r"\(N, 8000\), 1 s at 8000 Hz"):
+        clap.encode_audio(torch.zeros(shape))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_agrees_with_cpu(clap):
+    waves = sounds(3, 8000)
+    text, audio = clap.encode_text(TEXTS), clap.encode_audio(waves)
+    clap.cuda()
+    assert clap.device.type == "cuda" and clap.encode_text(TEXTS).device.type == "cuda"
+    assert (clap.encode_text(TEXTS).cpu() - text).abs().max() < 1e-3
+    assert (clap.encode_audio(waves).cpu() - audio).abs().max() < 1e-3
+
+
+# --- saved, frozen, trained -------------------------------------------------------------------------------------------
+
+def test_round_trip_is_exact(clap, tmp_path):
+    clap.mel_matrix.mul_(0.9)                                            # the checkpoint's matrix, not a fresh one
+    clap.save_pretrained(tmp_path)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in tmp_path.iterdir()}
+    assert not [f for f in tmp_path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    again = CLAP.from_pretrained(str(tmp_path))
+    assert again.config == clap.config
+    for name, tensor in clap.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert torch.equal(again.encode_text(TEXTS), clap.encode_text(TEXTS))
+    assert torch.equal(again.encode_audio(sounds(2, 8000)), clap.encode_audio(sounds(2, 8000)))
+    assert CLAP.from_pretrained(tmp_path, official=True).config.official
+
+
+def test_frozen_stays_in_eval_mode(clap, tmp_path):
+    clap.save_pretrained(tmp_path)
+    loaded = CLAP.from_pretrained(tmp_path)
+    before = loaded.encode_text(TEXTS)
+    torch.nn.Sequential(loaded).train()                                  # as a trainer would, through the parent
+    assert not any(m.training for m in loaded.modules()) and not any(p.requires_grad for p in loaded.parameters())
+    with torch.no_grad():
+        rain = loaded.tokenize(["rain"])
+        assert torch.equal(loaded.text_features(*rain), loaded.text_features(*rain))
+    assert torch.equal(loaded.encode_text(TEXTS), before)
+
+
+def test_encoding_while_training_changes_nothing(tok):
+    clap = small(tok).train()
+    state = {k: v.clone() for k, v in clap.state_dict().items()}
+    a, t = clap.encode_audio(sounds(3, 8000)), clap.encode_text(TEXTS)
+    assert torch.equal(a, clap.encode_audio(sounds(3, 8000))) and torch.equal(t, clap.encode_text(TEXTS))
+    assert clap.training and all(torch.equal(v, state[k]) for k, v in clap.state_dict().items())
+
+
+def test_a_small_one_trains(tok):
+    """The example of the docstring: gradients reach every parameter, and tones find their names."""
+    clap = small(tok, dropout=0.0).train()
+    names = ["a low hum", "a tone", "a whistle", "a hiss", "a bell", "silence"]
+    waves = sounds(6, 8000)
+    mels, same = clap.mel(waves), torch.arange(len(names))
+    for step in range(40):
+        a = F.normalize(clap.audio_features(mels), dim=-1)
+        b = F.normalize(clap.text_features(*clap.tokenize(names)), dim=-1)
+        logits = a @ b.T / 0.07
+        loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
+        clap.zero_grad()
+        loss.backward()
+        if step == 0:
+            assert [n for n, p in clap.named_parameters() if p.grad is None or not p.grad.any()] == []
+        with torch.no_grad():
+            for p in clap.parameters():
+                p -= 0.03 * p.grad / (p.grad.norm() + 1e-6)
+    assert loss.item() < 1
+    assert ((clap.encode_audio(waves) @ clap.encode_text(names).T).argmax(1) == same).float().mean() > 0.6
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(hop=100), "make 81 frames and HTSAT takes 32"),
+    (dict(audio=dict(spec_size=48, num_mel_bins=32)), "spec_size 48 must be a multiple of num_mel_bins 32"),
+    (dict(audio=dict(spec_size=32, num_mel_bins=32, depths=[2, 2], num_attention_heads=[2])), "2 depths but 1"),
+    (dict(audio=dict(spec_size=32, num_mel_bins=32, depths=[2, 2], num_attention_heads=[2, 4], window_size=8)),
+     "at least window_size 8"),
+    (dict(kind="clip"), "'msclap' or 'laion', not 'clip'"),
+])
+def test_sizes_that_do_not_fit_are_explained(tok, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(tok, **changes)
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    with pytest.raises(TypeError, match="eos_token"):
+        small(PreTrainedTokenizerFast(tokenizer_object=bpe()))
+
+
+def test_what_is_no_clap_is_named(tok, tmp_path):
+    for name in (str(tmp_path / "nowhere"), "no-such/model"):
+        with pytest.raises(ValueError, match=f"cannot read a CLAP from '{name}'"):
+            CLAP.from_pretrained(name)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="model_type 'gpt2', not 'clap'"):
+        CLAP.from_pretrained(tmp_path)
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="broken.pth is no msclap checkpoint"):
+        CLAP.from_pretrained(tmp_path / "broken.pth", tokenizer=tok)
+    torch.save({"epoch": 1}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="other.pth is no msclap checkpoint"):
+        CLAP.from_pretrained(tmp_path / "other.pth", tokenizer=tok)
+
+
+def test_missing_tensors_are_named(clap, tmp_path):
+    clap.save_pretrained(tmp_path)
+    state = clap_module.load_file(tmp_path / "model.safetensors")
+    del state["text_projection.linear2.weight"], state["mel_matrix"]
+    clap_module.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"):
+        CLAP.from_pretrained(tmp_path)
+
+
+def test_your_own_pair(clap, tmp_path, monkeypatch):
+    (tmp_path / "my_pair.py").write_text(
+        "class Pair:\n    dim, sample_rate, seconds = 3, 16000, 2.0\n    def encode_text(self, x): return len(x)\n"
+        "    def encode_audio(self, waves): return waves\nclass Half:\n    dim = 3\n    encode_text = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pair = load_clap("my_pair:Pair")
+    assert pair.encode_text(["a", "b"]) == 2 and pair.sample_rate == 16000
+    with pytest.raises(TypeError, match="my_pair:Half returned .* lacks encode_audio, sample_rate, seconds"):
+        load_clap("my_pair:Half")
+    with pytest.raises(AttributeError, match="Nothing"):
+        load_clap("my_pair:Nothing")
+    clap.save_pretrained(tmp_path / "saved")
+    assert torch.equal(load_clap(str(tmp_path / "saved")).encode_text(TEXTS), clap.encode_text(TEXTS))
+
+
+# --- audio files ------------------------------------------------------------------------------------------------------
+
+def as_bytes(wave, rate, format="WAV", subtype="FLOAT"):
+    out = io.BytesIO()
+    sf.write(out, wave, rate, format=format, subtype=subtype)
+    return out.getvalue()
+
+
+def music(n, channels=1, seed=0):
+    wave = np.random.default_rng(seed).standard_normal((n + 200, channels)).cumsum(0)
+    wave = wave - np.apply_along_axis(lambda c: np.convolve(c, np.ones(201) / 201, "same"), 0, wave)
+    return (wave[100:-100] / np.abs(wave).max() * 0.8).astype(np.float32)
+
+
+@pytest.mark.parametrize("format, subtype, rate, error", [
+    ("WAV", "PCM_U8", 16000, 2 ** -7), ("WAV", "PCM_16", 16000, 2 ** -15), ("WAV", "PCM_24", 16000, 2 ** -22),
+    ("WAV", "PCM_32", 16000, 1e-6), ("WAV", "FLOAT", 16000, 0), ("WAV", "DOUBLE", 16000, 0),
+    ("WAVEX", "PCM_16", 16000, 2 ** -15), ("FLAC", "PCM_16", 16000, 2 ** -15), ("FLAC", "PCM_24", 16000, 2 ** -22),
+    ("AIFF", "PCM_16", 16000, 2 ** -15), ("OGG", "VORBIS", 16000, None), ("OGG", "OPUS", 16000, None),
+    ("MP3", "MPEG_LAYER_III", 16000, None)])
+def test_every_format_whatever_its_name(tmp_path, format, subtype, rate, error):
+    wave = music(3 * rate, 2)
+    data = as_bytes(wave, rate, format, subtype)
+    (tmp_path / "sound.wav").write_bytes(data)
+    (tmp_path / "sound.raw").write_bytes(data)
+    got = load_audio(tmp_path / "sound.wav", rate, 2)
+    middle = wave.mean(1)[rate // 2:][:2 * rate]
+    if error is None:                                                    # lossy: the same sound at the same place
+        assert np.corrcoef(got.numpy(), middle)[0, 1] > 0.9
+    else:
+        assert np.abs(got.numpy() - middle).max() <= error
+    with open(tmp_path / "sound.wav", "rb") as file:
+        pipe = types.SimpleNamespace(read=file.read, seekable=lambda: False)
+        for source in (str(tmp_path / "sound.raw"), data, bytearray(data), io.BytesIO(data), pipe):
+            assert torch.equal(load_audio(source, rate, 2), got)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6])
+def test_down_mix_is_the_mean(channels):
+    wave = music(8000, channels)
+    got = load_audio(as_bytes(wave, 8000), 8000, 1)
+    assert np.abs(got.numpy() - wave.astype(np.float64).mean(1)).max() < 1e-7
+    opposite = np.stack([wave[:, 0], -wave[:, 0]], 1)                    # only mixing cancels
+    assert load_audio(as_bytes(opposite, 8000), 8000, 1).abs().max() == 0
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 22051, 32000, 44100, 48000, 96000])
+@pytest.mark.parametrize("target", [16000, 44100])
+def test_resampling_keeps_the_pitch(rate, target):
+    t = np.arange(4 * rate) / rate
+    got = load_audio(as_bytes(0.5 * np.sin(2 * np.pi * 1000 * t), rate), target, 2)
+    assert got.shape == (2 * target,)
+    spectrum = np.abs(np.fft.rfft(got.numpy() * np.hanning(2 * target)))
+    assert spectrum.argmax() == 2000                                     # bins of 0.5 Hz
+    assert abs(got.abs().max() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 22051, 44100, 48000, 96000])
+def test_reading_a_part_equals_reading_all(rate):
+    wave = music(12 * rate, 2)
+    data = as_bytes(wave, rate)
+    whole = soxr.resample(wave.mean(1), rate, 44100)
+    start = (len(whole) - 2 * 44100) // 2
+    assert np.abs(load_audio(data, 44100, 2).numpy() - whole[start:][:2 * 44100]).max() < 1e-5
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 96000])
+@pytest.mark.parametrize("channels", [1, 6])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_few_samples_are_enough(rate, channels, n):
+    got = load_audio(as_bytes(np.full((n, channels), 0.25), rate), 16000, 0.5)
+    assert got.shape == (8000,) and got.isfinite().all() and got.abs().max() > 0.05
+
+
+def test_short_clips_are_tiled():
+    wave = music(1000)[:, 0]
+    got = load_audio(as_bytes(wave, 8000), 8000, 1).numpy()
+    assert np.array_equal(got, np.concatenate([wave] * 8)) and got.dtype == np.float32
+    up = soxr.resample(wave, 8000, 16000)
+    assert np.array_equal(load_audio(as_bytes(wave, 8000), 16000, 1).numpy(), np.resize(up, 16000))
+    for crop in ("center", "random"):
+        assert np.array_equal(load_audio(as_bytes(wave, 8000), 8000, 1, crop).numpy(), got)
+    assert load_audio(as_bytes(wave, 8000), 8000, 1, "windows").shape == (1, 8000)
+
+
+def ramp(n):
+    """A wav whose samples are their own positions, in steps that float32 holds exactly."""
+    return as_bytes(np.arange(n) / 2 ** 20, 1000)
+
+
+def starts(waves):
+    """Where each row of a ramp begins; that it goes on without a gap is checked too."""
+    positions = (waves * 2 ** 20).round().long()
+    assert torch.equal(positions, positions[:, :1] + torch.arange(positions.shape[1]))
+    return positions[:, 0].tolist()
+
+
+def test_crops_lie_where_they_should():
+    data = ramp(10_000)
+    assert starts(load_audio(data, 1000, 3)[None]) == [3500]
+    assert starts(load_audio(data, 1000, 3, "windows")) == [0, 2333, 4667, 7000]          # no gap, first to last sample
+    assert starts(load_audio(data, 1000, 5, "windows")) == [0, 5000]
+    assert starts(load_audio(data, 1000, 1, "windows", max_windows=3)) == [0, 4500, 9000]
+    assert starts(load_audio(data, 1000, 10)[None]) == [0]
+
+    g = torch.Generator().manual_seed(0)
+    drawn = [starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(200)]
+    assert set(drawn) == set(range(11))                                  # each of the 11 places, both ends included
+    g = torch.Generator().manual_seed(0)
+    assert drawn[:20] == [starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(20)]
+    with pytest.raises(ValueError, match="'center', 'random' or 'windows', not 'left'"):
+        load_audio(data, 1000, 1, "left")
+
+
+def test_encode_file_averages_windows(clap, tmp_path):
+    (tmp_path / "long.wav").write_bytes(as_bytes(music(30_000), 8000))
+    windows = load_audio(tmp_path / "long.wav", 8000, 1, "windows")
+    assert windows.shape == (4, 8000)
+    mean = sum(clap.encode_audio(w[None])[0].double() for w in windows)
+    got = encode_file(clap, tmp_path / "long.wav", "windows")
+    assert got.shape == (24,) and (got - mean / mean.norm()).abs().max() < 1e-6
+    center = clap.encode_audio(load_audio(tmp_path / "long.wav", 8000, 1)[None])[0]
+    assert (encode_file(clap, tmp_path / "long.wav") - center).abs().max() < 1e-6 and (got - center).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_U8"), ("FLAC", "PCM_16")])
+def test_an_hour_is_not_decoded(tmp_path, format, subtype):
+    with sf.SoundFile(tmp_path / "hour.wav", "w", 8000, 1, subtype, format=format) as file:
+        for minute in range(60):
+            file.write(np.full(60 * 8000, minute / 64, np.float32))
+    for crop, shape, limit in (("center", (44100,), 4), ("random", (44100,), 4), ("windows", (64, 44100), 40)):
+        tracemalloc.start()
+        begin = time.perf_counter()
+        got = load_audio(tmp_path / "hour.wav", 44100, 1, crop)
+        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1] / 2 ** 20
+        tracemalloc.stop()
+        assert got.shape == shape and seconds < 5 and peak < limit       # the whole hour would be 110 MiB
+    assert (got[:, 22050] - torch.linspace(0, 59 / 64, 64)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
+def test_a_file_cut_off_gives_what_decodes(tmp_path, format, subtype):
+    wave = music(80_000)[:, 0]
+    data = as_bytes(wave, 8000, format, subtype)
+    (tmp_path / "cut.wav").write_bytes(data[:len(data) // 2])
+    got = load_audio(tmp_path / "cut.wav", 8000, 2).numpy()
+    match = lambda a, b: fftconvolve(a, b[::-1], "valid")
+    scores = match(wave, got) / np.sqrt(match(wave ** 2, np.ones(16000)) * (got ** 2).sum())
+    assert scores.max() > 0.95                                           # a real stretch of it,
+    assert 8_000 < scores.argmax() < 20_000                              # about the middle of the first half
+
+
+def test_a_header_without_samples_is_an_error(tmp_path):
+    data = as_bytes(music(80_000), 8000, "FLAC", "PCM_16")
+    (tmp_path / "stub.flac").write_bytes(data[:200])
+    with pytest.raises(AudioError, match="stub.flac: holds no samples that decode"):
+        load_audio(tmp_path / "stub.flac", 8000, 2)
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "is empty"), (b"hello, world" * 100, "cannot be decoded as audio"), (None, "No such file"),
+    ("folder", "directory"), (as_bytes(np.zeros(0), 8000), "holds no samples"),
+    (as_bytes(np.r_[np.zeros(99), np.nan], 8000), "NaN or infinite"),
+    (as_bytes(np.r_[np.zeros(99), -np.inf], 8000), "NaN or infinite")])
+def test_errors_name_the_file_and_the_reason(tmp_path, content, reason):
+    path = tmp_path / "bad one.wav"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+        with pytest.raises(AudioError, match=f"<{len(content)} bytes>: .*{reason}"):
+            load_audio(content, 8000, 1)
+    with pytest.raises(AudioError, match=f"bad one.wav: .*{reason}") as error:
+        load_audio(path, 8000, 1)
+    assert isinstance(error.value, ValueError)

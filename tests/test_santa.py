@@ -1,0 +1,598 @@
+import csv
+import inspect
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+import santa as module
+from santa import BRIDGES, Santa, add_noise, bridge, gap, kmeans, noise_variance
+
+CAPTIONS = Path(__file__).parents[2] / "shared/data/audiocaps/test.csv"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def units(n, d, seed=0):
+    return F.normalize(torch.randn(n, d, generator=gen(seed)), dim=1)
+
+
+def blobs(n, d, k, spread=0.3, seed=0):
+    g = gen(seed)
+    return torch.randn(k, d, generator=g)[torch.randint(k, (n,), generator=g)] + spread * torch.randn(n, d, generator=g)
+
+
+def inertia(x, centers, labels):
+    return (x.double() - centers[labels].double()).square().sum().item()
+
+
+def sk(x, k, **kw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(k, n_init=1, tol=0, algorithm="lloyd", **kw).fit(x.numpy())
+
+
+def closest(x, centers):
+    return torch.cdist(x.double(), centers.double()).argmin(1)
+
+
+@pytest.fixture(scope="module")
+def captions():
+    if not CAPTIONS.exists():
+        pytest.skip(f"real text vectors need AudioCaps' captions: no {CAPTIONS}")
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    with open(CAPTIONS, newline="") as f:
+        texts = [row["caption"] for row in csv.DictReader(f)]
+    vectors = TruncatedSVD(48, random_state=0).fit_transform(TfidfVectorizer(min_df=2).fit_transform(texts))
+    return torch.from_numpy(vectors).float()
+
+
+# --- noise ---
+
+def test_add_noise_is_on_the_sphere_with_the_asked_variance():
+    z = units(300, 1024)
+    noisy = add_noise(z, 0.015, gen(9))
+    assert torch.allclose(noisy.norm(dim=1), torch.ones(300), atol=1e-6)
+    # z and noise are orthogonal but for chance: cos = 1 / sqrt(1 + D variance) = 0.247
+    assert abs((noisy * z).sum(1).mean().item() - 1 / math.sqrt(1 + 1024 * 0.015)) < 0.005
+    by_hand = F.normalize(z + math.sqrt(0.015) * torch.randn(300, 1024, generator=gen(9)), dim=1)
+    assert torch.allclose(noisy, by_hand, atol=1e-6)
+    assert torch.allclose(add_noise(32 * z, 0.015, gen(9)), noisy, atol=1e-6)            # normalised before, too
+
+
+def test_add_noise_zero_negative_dtype_and_shape():
+    z = 5 * torch.randn(2, 3, 8, generator=gen())
+    assert torch.equal(add_noise(z, 0), F.normalize(z, dim=-1))
+    assert add_noise(z.half(), 0.01).dtype == torch.float32 and add_noise(z.double(), 0.01).dtype == torch.float64
+    assert add_noise(z, 0.01).shape == z.shape
+    for bad in (-0.1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="variance"):
+            add_noise(z, bad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cpu_generator_means_the_same_on_cuda():
+    z = blobs(2000, 32, 20)
+    assert torch.allclose(add_noise(z.cuda(), 0.01, gen()).cpu(), add_noise(z, 0.01, gen()), atol=1e-6)
+    here, there = (Santa.build(x, k=20, generator=gen()) for x in (z, z.cuda()))
+    assert (here.labels == there.labels.cpu()).float().mean() > 0.999
+    q = units(64, 32, 1)
+    assert torch.allclose(here(q), there(q), atol=1e-5) and there(q).device == q.device
+
+
+# --- k-means ---
+
+@pytest.mark.parametrize("n, d, k", [(3000, 16, 40), (2000, 64, 7), (500, 5, 100)])
+def test_lloyd_steps_are_exact(n, d, k):
+    x = blobs(n, d, k // 2 + 1, spread=0.8)
+    for iters in (1, 2, 5):
+        centers, labels = kmeans(x, k, iters, init=x[:k])
+        oracle = sk(x, k, init=x[:k].numpy(), max_iter=iters)
+        assert np.abs(centers.numpy() - oracle.cluster_centers_).max() < 1e-5
+        assert (labels.numpy() == oracle.labels_).all()
+    assert labels.dtype == torch.int64 and centers.shape == (k, d)
+
+
+def test_inertia_matches_sklearn_on_blobs():
+    x = blobs(4000, 32, 60, spread=0.6)
+    for init, theirs in (("++", "k-means++"), ("random", "random")):
+        ours = np.mean([inertia(x, *kmeans(x, 60, 100, gen(s), init)) for s in range(5)])
+        oracle = np.mean([sk(x, 60, init=theirs, max_iter=100, random_state=s).inertia_ for s in range(5)])
+        assert ours < oracle * (1.02 if init == "++" else 1.1), (init, ours / oracle)
+
+
+def test_inertia_matches_sklearn_on_captions(captions):
+    ours = np.mean([inertia(captions, *kmeans(captions, 100, 50, gen(s))) for s in range(3)])
+    oracle = np.mean([sk(captions, 100, init="k-means++", max_iter=50, random_state=s).inertia_ for s in range(3)])
+    assert abs(ours / oracle - 1) < 0.02
+
+
+def test_plusplus_alone_is_as_good_as_sklearns(captions):
+    """Before any Lloyd step: drawing candidates in advance must not cost quality."""
+    for x, k in ((captions, 200), (blobs(3000, 8, 150, spread=0.2), 150)):
+        potential = lambda c: torch.cdist(x, c).square().amin(1).sum().item()
+        ours = np.mean([potential(kmeans(x, k, 0, gen(s))[0]) for s in range(4)])
+        oracle = np.mean([potential(torch.from_numpy(kmeans_plusplus(x.numpy(), k, random_state=s)[0])) for s in range(4)])
+        uniform = np.mean([potential(kmeans(x, k, 0, gen(s), "random")[0]) for s in range(4)])
+        assert ours < 1.02 * oracle < 0.99 * uniform, (ours, oracle, uniform)
+
+
+def test_plusplus_draws_by_squared_distance():
+    """On four points the chance of each pair of centers is known. k = 2 tries two candidates and keeps the better."""
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    d = (x - x.T).square().double()
+    chance = torch.zeros(4, 4, dtype=torch.float64)
+    for i in range(4):
+        p = d[i] / d[i].sum()
+        potential = torch.minimum(d[i], d).sum(1)
+        for a in range(4):
+            for b in range(4):
+                chance[i, a if potential[a] <= potential[b] else b] += p[a] * p[b] / 4
+    g, counts, n = gen(), torch.zeros(4, 4, dtype=torch.float64), 3000
+    for _ in range(n):
+        i, j = (module._plusplus(x, 2, g) - x.T).abs().argmin(1)
+        counts[i, j] += 1
+    assert (counts / n - chance).abs().max() < 4 * 0.5 / math.sqrt(n)                   # four standard deviations at most
+
+
+def test_stale_candidates_are_redrawn():
+    """Far groups of identical rows: once a group has a center, candidates from it must not be taken, or groups go without."""
+    x = (100 * torch.eye(64)).repeat_interleave(5, 0)
+    for s in range(5):
+        assert kmeans(x, 64, 0, gen(s))[0].unique(dim=0).shape == (64, 64)
+
+
+def test_labels_are_of_the_returned_centers():
+    x = blobs(3000, 12, 30, spread=1.0)
+    for iters in (0, 1, 3, 200):
+        centers, labels = kmeans(x, 40, iters, gen())
+        assert torch.equal(labels, closest(x, centers)), iters
+
+
+def test_convergence():
+    x = blobs(1000, 8, 10)
+    centers, labels = kmeans(x, 10, 500, gen())
+    assert torch.equal(kmeans(x, 10, 1, init=centers)[1], labels)
+    means = torch.stack([x[labels == j].mean(0) for j in range(10)])
+    assert torch.allclose(centers, means, atol=1e-5)
+
+
+def test_early_stop(monkeypatch):
+    calls, assign = [], module._assign
+    monkeypatch.setattr(module, "_assign", lambda *a: calls.append(1) or assign(*a))
+    kmeans(blobs(500, 4, 5, spread=0.01), 5, 1000, gen())
+    assert 2 <= len(calls) < 20
+
+
+@pytest.mark.parametrize("init", ["++", "random"])
+def test_determinism(init):
+    x = blobs(1500, 8, 20, spread=1.0)
+    a, b, c = (kmeans(x, 20, 3, gen(s), init) for s in (1, 1, 2))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and not torch.equal(a[0], c[0])
+    torch.manual_seed(0)
+    kmeans(x, 20, 3, gen(1), init)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(1))                                            # the global generator is left alone
+
+
+@pytest.mark.parametrize("empties", [1, 3])
+def test_empty_clusters_start_again_from_the_farthest_rows(empties):
+    x = torch.cat([blobs(200, 3, 2, spread=0.1), torch.tensor([[9.0, 9, 9], [-9, 9, 9], [9, -9, 9.0]])])
+    far_away = 1000 + torch.arange(empties)[:, None] + torch.zeros(empties, 3)
+    init = torch.cat([x[:1], far_away])
+    centers, labels = kmeans(x, 1 + empties, 1, init=init)
+    distance = (x - x[0]).square().sum(1)
+    moved = distance.topk(empties).indices
+    kept = torch.ones(len(x), dtype=torch.bool)
+    kept[moved] = False
+    assert torch.allclose(centers[1:], x[moved], atol=1e-4) and torch.allclose(centers[0], x[kept].mean(0), atol=1e-4)
+    centers, labels = kmeans(x, 1 + empties, 50, init=init)
+    assert (labels.bincount(minlength=1 + empties) > 0).all()
+    if empties == 1:                                                                    # several: sklearn pairs them otherwise
+        oracle = sk(x, 2, init=init.numpy(), max_iter=50)
+        assert np.abs(centers.numpy() - oracle.cluster_centers_).max() < 1e-4 and (labels.numpy() == oracle.labels_).all()
+
+
+def test_fewer_different_rows_than_clusters():
+    x = torch.tensor([[0.0, 1], [5, 5], [-3, 2]]).repeat(4, 1)
+    for init in ("++", "random"):
+        centers, labels = kmeans(x, 6, 20, gen(), init)
+        assert centers.isfinite().all() and inertia(x, centers, labels) < 1e-8
+
+
+def test_chunks_change_nothing(monkeypatch):
+    x = blobs(1000, 16, 20, spread=1.0)
+    whole = kmeans(x, 20, 10, gen())
+    memory, z = Santa.build(x, k=20, generator=gen()), units(50, 16, 1)
+    maps = {name: bridge(name, memory, z.mean(0), gen()) for name in BRIDGES}
+    wide = {name: f(z) for name, f in maps.items() if name != "official"}
+    gaps = gap(x, x.flip(0))
+    for scratch in (1, 7 * 20, 3333):
+        monkeypatch.setattr(module, "SCRATCH", scratch)
+        parts = kmeans(x, 20, 10, gen())
+        assert torch.equal(parts[1], whole[1]) and torch.allclose(parts[0], whole[0], atol=1e-5), scratch
+        for name, out in wide.items():
+            assert torch.allclose(maps[name](z), out, atol=1e-6), (scratch, name)
+        assert gap(x, x.flip(0)) == pytest.approx(gaps)
+
+
+def test_a_common_offset_does_not_cost_digits():
+    x = blobs(2000, 8, 10, spread=0.5)
+    labels = kmeans(x, 10, 20, init=x[:10])[1]
+    moved = (x + 3000).float()
+    assert (kmeans(moved, 10, 20, init=moved[:10])[1] == labels).float().mean() > 0.99
+
+
+def test_dtypes():
+    x = blobs(400, 8, 5)
+    assert kmeans(x.half(), 5, generator=gen())[0].dtype == torch.float32
+    centers, labels = kmeans(x.double(), 5, generator=gen())
+    assert centers.dtype == torch.float64 and torch.equal(labels, closest(x, centers))
+
+
+def test_k_is_one_or_n():
+    x = blobs(50, 4, 3)
+    assert torch.allclose(kmeans(x, 1)[0][0], x.mean(0), atol=1e-5)
+    for init in ("++", "random"):
+        assert kmeans(x, 50, 0, gen(), init)[1].bincount().tolist() == [1] * 50
+
+
+@pytest.mark.parametrize("args, message", [
+    ((torch.zeros(5, 2), 6), "k must be"), ((torch.zeros(5, 2), 0), "k must be"), ((torch.zeros(5), 1), "x must be"),
+    ((torch.zeros(0, 2), 1), "x must be"), ((torch.zeros(5, 2).long(), 1), "x must be"),
+    ((torch.tensor([[0.0], [1], [math.nan], [math.inf]]), 1), "x: row 2 is not finite .and 1 more"),
+    ((torch.zeros(5, 2), 2, 1, None, torch.zeros(3, 2)), "init must hold 2 centers of 2"),
+    ((torch.zeros(5, 2), 2, 1, None, torch.full((2, 2), math.nan)), "init: row 0"),
+    ((torch.zeros(5, 2), 2, 1, None, "k-means||"), "init must be"),
+])
+def test_kmeans_errors(args, message):
+    with pytest.raises(ValueError, match=message):
+        kmeans(*args)
+
+
+# --- Santa ---
+
+def eq67(z, memory, centers, labels, L, tau, lam):
+    """Equations 6 and 7, a row at a time, in float64."""
+    memory, centers, labels, out = memory.double().numpy(), centers.double().numpy(), labels.numpy(), []
+    for a in z.double().numpy():
+        a = a / np.linalg.norm(a)
+        order = [k for k in np.argsort(((a - centers) ** 2).sum(1)) if (labels == k).any()]
+        cluster = memory[labels == order[0]]
+        m = cluster[np.argsort(((a - cluster) ** 2).sum(1))[:L]]
+        w = np.exp(m @ a / tau)
+        out.append((1 - lam) * a + lam * (w / w.sum()) @ m)
+    return torch.from_numpy(np.array(out))
+
+
+def near(a, b, atol=1e-6):
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def built():
+    return Santa.build(blobs(900, 24, 12), m=600, k=12, generator=gen())
+
+
+@pytest.mark.parametrize("hyper", [{}, {"L": 1}, {"L": 7, "tau": 0.02}, {"L": 10000, "tau": 1.0}, {"lam": 0.9}])
+def test_santa_is_equations_6_and_7(built, hyper):
+    z = units(200, 24, 5)
+    m = built.but(**hyper)
+    assert near(m(z), eq67(z, m.memory, m.centers, m.labels, m.L, m.tau, m.lam))
+
+
+def test_closest_means_euclidean_for_rows_of_any_length():
+    memory = units(300, 8) * (0.2 + 3 * torch.rand(300, 1, generator=gen(1)))
+    centers, labels = kmeans(memory, 5, generator=gen())
+    z = units(100, 8, 2)
+    assert near(Santa(memory, centers, labels, L=6)(z), eq67(z, memory, centers, labels, 6, 0.1, 0.3))
+
+
+def test_small_and_empty_clusters():
+    memory, z = units(40, 8), units(200, 8, 2)
+    labels = torch.tensor([0] * 30 + [1] * 3 + [2] + [4] * 6)                           # cluster 3 is empty
+    centers = units(5, 8, 3)
+    m = Santa(memory, centers, labels, L=5)
+    assert set(closest(z, centers).tolist()) == {0, 1, 2, 3, 4}
+    assert near(m(z), eq67(z, memory, centers, labels, 5, 0.1, 0.3))
+    alone = closest(z, centers) == 2
+    assert near(m(z)[alone], 0.7 * z[alone] + 0.3 * memory[33])
+
+
+def test_every_row_its_own_cluster_and_a_memory_of_one():
+    memory, z = units(30, 8), units(20, 8, 2)
+    m = Santa(memory, memory, torch.arange(30))
+    assert near(m(z), 0.7 * z + 0.3 * memory[(z @ memory.T).argmax(1)])
+    one = Santa(memory[:1], memory[:1], torch.zeros(1, dtype=torch.long), L=32)
+    assert near(one(z), 0.7 * z + 0.3 * memory[:1])
+
+
+def test_a_row_does_not_depend_on_its_batch(built):
+    z = units(64, 24, 5)
+    together = built(z)
+    assert near(torch.cat([built(row) for row in z.split(1)]), together, atol=1e-7)
+    assert near(built(z.flip(0)).flip(0), together, atol=1e-7)
+    assert built(z[:0]).shape == (0, 24)
+
+
+def test_length_and_dtype_of_z_do_not_matter(built):
+    z = units(64, 24, 5)
+    assert near(built(32 * z), built(z)) and near(built(z.double()), built(z))
+    assert near(built(z.half()), built(z.half().float())) and built(z.half()).dtype == torch.float32
+
+
+def test_lam_zero_and_one(built):
+    z = units(64, 24, 5)
+    assert near(built.but(lam=0.0)(z), z)
+    m = built.but(lam=1.0)
+    text, (rows, valid, cluster) = m(z), m.retrieve(z)
+    for i in range(64):                                     # a convex combination of the cluster's rows: recover the weights
+        chosen = m.memory[rows[i, valid[i]]].double()
+        w = torch.linalg.lstsq(chosen.T, text[i].double(), driver="gelsd").solution
+        if len(chosen) <= 24:                               # else the weights are not unique
+            assert w.min() > 0 and abs(w.sum() - 1) < 1e-4
+        assert (m.labels[rows[i, valid[i]]] == cluster[i]).all()
+    assert (text.norm(dim=1) <= 1 + 1e-6).all()
+
+
+def test_shortlist_survives_rough_products(built, monkeypatch):
+    """What ranks is the true distance: the matrix product may be as coarse as TF32's."""
+    z, exact = units(64, 24, 5), built.but(L=8)(units(64, 24, 5))
+    product = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *a, **k: (product(*a, **k) * 512).round() / 512)
+    assert torch.equal(built.but(L=8)(z), exact)
+
+
+def test_nothing_is_learned(built):
+    assert not list(built.parameters()) and not built(units(3, 24).requires_grad_()).requires_grad
+
+
+def test_build(built):
+    x = blobs(900, 24, 12)
+    assert built.memory.shape == built.clean.shape == (600, 24) and built.centers.shape == (12, 24)
+    assert (torch.cdist(built.clean, F.normalize(x, dim=1)).amin(1) < 1e-3).all()       # rows of x, each once
+    assert len(torch.cdist(built.clean, F.normalize(x, dim=1)).argmin(1).unique()) == 600
+    cos = (built.memory * built.clean).sum(1)
+    assert abs(cos.mean() - 1 / math.sqrt(1 + 24 * 0.015)) < 0.01 and torch.equal(built.labels, closest(built.memory, built.centers))
+    again = Santa.build(x, m=600, k=12, generator=gen())
+    assert all(torch.equal(a, b) for a, b in zip(built.buffers(), again.buffers()))
+    assert len(Santa.build(x, m=5000, k=12).memory) == 900
+    assert Santa.build(x.half(), k=3, L=4, tau=0.2, lam=0.5).memory.dtype == torch.float32
+    with pytest.raises(ValueError, match="100 clusters from 50 memory rows"):
+        Santa.build(x, m=50)
+
+
+def test_save_and_load(built, tmp_path):
+    z = units(10, 24, 1)
+    for m in (built.but(L=5, tau=0.3, lam=0.2, variance=0.02), Santa(built.memory, built.centers, built.labels),
+              Santa(z, z, torch.arange(10), clean=z)):
+        m.save(tmp_path / "santa.safetensors")
+        back = Santa.load(tmp_path / "santa.safetensors")
+        assert back.state_dict().keys() == m.state_dict().keys()
+        assert all(torch.equal(v, back.state_dict()[k]) for k, v in m.state_dict().items())
+        assert (back.L, back.tau, back.lam, back.variance) == (m.L, m.tau, m.lam, m.variance)
+        assert torch.equal(back(z), m(z))
+    from safetensors.torch import save_file
+    save_file({"memory": z}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not a Santa memory"):
+        Santa.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"memory": torch.full((600, 24), math.nan)}, "memory: row 0"), ({"memory": torch.zeros(0, 24)}, "memory must be"),
+    ({"centers": torch.zeros(12, 8)}, "centers .12, 8. does not fit"), ({"clean": torch.zeros(3, 24)}, "clean .3, 24. does"),
+    ({"labels": torch.zeros(5, dtype=torch.long)}, "labels"), ({"labels": torch.full((600,), 12)}, "labels"),
+    ({"labels": torch.full((600,), -1)}, "labels"), ({"L": 0}, "L >= 1"), ({"L": 1.5}, "L >= 1"), ({"tau": 0}, "tau > 0"),
+    ({"lam": 1.2}, "lam <= 1"), ({"lam": math.nan}, "lam <= 1"),
+])
+def test_santa_errors(built, change, message):
+    with pytest.raises(ValueError, match=message):
+        built.but(**change)
+
+
+def test_wrong_queries(built):
+    for name in set(BRIDGES) - {"none", "santa-mb"}:
+        for z in (torch.zeros(24), torch.zeros(2, 23)):
+            with pytest.raises(ValueError, match="z must be .B, 24."):
+                bridge(name, built, torch.zeros(24))(z)
+
+
+# --- the other bridges ---
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_every_bridge_against_its_formula(built):
+    z = 7 * units(40, 24, 5)
+    a, S = F.normalize(z, dim=1).double().numpy(), built.clean.double().numpy()
+    audio_mean = a.mean(0)
+    projection = softmax(100 * a @ S.T) @ S
+    noisy, cluster = built.memory, (built.centers, built.labels)
+    one = (built.memory[:1], torch.zeros_like(built.labels))
+    clean = kmeans(built.clean, 12, generator=gen(3))
+    expected = {
+        "none": a, "santa-mb": a,
+        "nearest": S[((a[:, None] - S) ** 2).sum(-1).argmin(1)],
+        "memory": softmax(a @ S.T / 0.1) @ S,
+        "projection": projection / np.linalg.norm(projection, axis=1, keepdims=True),
+        "shift": a - audio_mean + S.mean(0),
+        "santa": eq67(z, noisy, *cluster, 32, 0.1, 0.3),
+        "santa-kmeans": eq67(z, noisy, *one, 32, 0.1, 0.3),
+        "santa-ae": eq67(z, noisy, *cluster, 32, 0.1, 1.0),
+        "santa-gn": eq67(z, built.clean, *clean, 32, 0.1, 0.3),
+    }
+    assert set(expected) | {"official"} == set(BRIDGES)
+    for name, value in expected.items():
+        out = bridge(name, built, audio_mean=torch.from_numpy(audio_mean), generator=gen(3))(z)
+        assert near(out, torch.as_tensor(value), atol=3e-6), name
+        assert not out.requires_grad and out.dtype == torch.float32
+
+
+def slow_official(z, clean, centers, labels, L, tau, lam):
+    out = []
+    for a in z.double():
+        order = [k for k in (a - centers.double()).square().sum(1).argsort().tolist() if (labels == k).any()]
+        cluster = clean[labels == order[0]].double()
+        m = list(cluster[(a - cluster).square().sum(1).argsort()[:L]])
+        m = torch.stack(m + [cluster[0]] * (L - len(m)))
+        w = (m @ a / tau).softmax(0)
+        out.append((1 - lam) * a + lam * w @ m)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("length", [1.0, 3.0])
+@pytest.mark.parametrize("L", [4, 80, 700])
+def test_official_without_its_noise(built, L, length):
+    z = length * units(60, 24, 5)
+    m = built.but(L=L, variance=0.0)
+    centers, labels = kmeans(built.clean, 12, 10, gen(3), "random")
+    assert L == 4 or (labels.bincount() < L).any()
+    assert near(bridge("official", m, generator=gen(3))(z), slow_official(z, built.clean, centers, labels, L, 0.1, 0.3), 1e-5)
+
+
+def test_officials_noise_is_fresh_and_on_each_copy(built, monkeypatch):
+    z, seen, real = units(6, 24, 5), [], module.add_noise
+    monkeypatch.setattr(module, "add_noise", lambda *a: seen.append((real(*a), *a)) or seen[-1][0])
+    f = bridge("official", built.but(L=200), generator=gen(3))
+    first, second = f(z), f(z)
+    assert not torch.equal(first, second)
+    noisy, rows, variance, g = seen[0]
+    assert rows.shape == (6, 200, 24) and variance == 0.015 and isinstance(g, torch.Generator)
+    assert torch.equal(rows[0, -1], rows[0, -2]) and not torch.equal(noisy[0, -1], noisy[0, -2])
+    again = bridge("official", built.but(L=200), generator=gen(3))
+    assert torch.equal(again(z), first) and torch.equal(again(z), second)
+    long = F.normalize(f(32 * z), dim=1)                   # why the released Santa does next to nothing
+    assert ((long * z).sum(1) > 0.9995).all()
+
+
+def test_official_survives_an_empty_cluster(built, monkeypatch):
+    centers = torch.cat([built.centers[:11], units(1, 24, 5)])
+    labels = closest(built.clean, built.centers[:11])
+    monkeypatch.setattr(module, "kmeans", lambda *a: (centers, labels))
+    z = units(1, 24, 5)
+    assert closest(z, centers).item() == 11
+    out = bridge("official", built.but(variance=0.0))(z)
+    assert near(out, slow_official(z, built.clean, centers, labels, 32, 0.1, 0.3), 1e-5)
+
+
+def test_bridge_errors(built):
+    z = units(2, 24)
+    assert near(bridge("none")(5 * z), z)
+    with pytest.raises(ValueError, match="no bridge 'clap'; there are none, nearest"):
+        bridge("clap", built)
+    with pytest.raises(ValueError, match="needs a memory: Santa.build"):
+        bridge("santa")
+    for mean in (None, torch.zeros(5)):
+        with pytest.raises(ValueError, match="audio_mean .24,."):
+            bridge("shift", built, audio_mean=mean)
+    bare = built.but(clean=None)
+    for name in ("nearest", "memory", "projection", "shift", "santa-gn", "official"):
+        with pytest.raises(ValueError, match="without noise"):
+            bridge(name, bare, torch.zeros(24))
+    for name in ("santa", "santa-kmeans", "santa-ae"):
+        bridge(name, bare)(z)
+
+
+# --- measures ---
+
+def test_noise_variance_by_hand():
+    text = torch.tensor([[1.0, 0], [0, 2.0], [3, 4]])
+    audio = torch.tensor([[5.0, 0], [1.0, 0], [0.8, 0.6]])
+    # largest differences of the unit pairs: 0, 1, |0.6 - 0.8| = 0.2; their mean is a standard deviation
+    assert noise_variance(text, audio) == pytest.approx((1.2 / 3) ** 2)
+    text, audio = units(500, 64), units(500, 64, 1)
+    each = (text - audio).abs().amax(1)
+    pick = torch.randperm(500, generator=gen(2))[:30]
+    assert noise_variance(text, audio, generator=gen(2)) == pytest.approx(each[pick].mean().item() ** 2)
+    assert noise_variance(text, audio, n=10 ** 6) == pytest.approx(each.mean().item() ** 2)
+
+
+def test_noise_variance_recovers_the_papers():
+    """Gaussian differences of std s in D dimensions reach about s sqrt(2 ln D): the estimator is of that order, and squared."""
+    text = units(400, 1024)
+    assert noise_variance(text, text) == 0
+    audio = text + 0.03 * torch.randn(400, 1024, generator=gen(1))
+    assert 0.05 < math.sqrt(noise_variance(text, audio, 400)) < 0.15
+
+
+def test_gap_of_identical_modalities():
+    x = units(300, 32)
+    g = gap(x, 3 * x)
+    assert g["centroid_distance"] < 1e-6 and g["paired_cosine"] == pytest.approx(1)
+    assert g["a_distance"] < 0.05 and abs(g["classifier_error"] - 0.5) < 0.02
+    assert all(g[k] == 1 for k in g if "R@" in k) and all(isinstance(v, float) for v in g.values())
+
+
+def test_gap_of_shifted_modalities():
+    x, offset = units(300, 32), F.normalize(torch.ones(32), dim=0)
+    text, audio = F.normalize(x + offset, dim=1), F.normalize(x - offset, dim=1)
+    g = gap(text, audio)
+    assert g["a_distance"] > 1.95 and g["classifier_error"] < 0.0125
+    assert g["centroid_distance"] == pytest.approx((text.mean(0) - audio.mean(0)).norm().item()) and g["centroid_distance"] > 1
+    assert g["paired_cosine"] == pytest.approx((text * audio).sum(1).mean().item(), abs=1e-6)
+    closed = gap(text, audio - audio.mean(0) + text.mean(0))        # what `shift` is for
+    assert closed["a_distance"] < 0.6 and closed["centroid_distance"] < 0.2
+
+
+def test_gap_between_the_two_and_pairs_stay_in_their_fold():
+    x = units(2000, 16)
+    audio = x + 0.2 * units(1, 16, 1) + 0.2 * torch.randn(2000, 16, generator=gen(2)) / 4
+    g = gap(x, audio)
+    both, side = torch.cat([x, F.normalize(audio, dim=1)]).numpy(), np.arange(4000) >= 2000
+    fitted = 1 - LogisticRegression(max_iter=1000).fit(both, side).score(both, side)
+    assert abs(g["classifier_error"] - fitted) < 0.03 and 0.1 < g["classifier_error"] < 0.45
+    assert g["a_distance"] == pytest.approx(2 - 4 * g["classifier_error"])
+
+
+def test_recall_against_numpy_and_by_hand():
+    text, audio = units(300, 16), F.normalize(1.5 * units(300, 16, 1) + units(300, 16), dim=1)
+    g = gap(text, audio)
+    similar = text.double().numpy() @ audio.double().numpy().T
+    for k in (1, 10):
+        for name, s in (("text_to_audio", similar), ("audio_to_text", similar.T)):
+            hit = [(s[i] > s[i, i]).sum() < k for i in range(300)]
+            assert 0 < g[f"{name}_R@{k}"] < 1 and g[f"{name}_R@{k}"] == pytest.approx(np.mean(hit))
+    one, other = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.0, 1], [0, 1]])
+    # text -> audio: both audio rows are alike, so each text is right half of the time
+    assert module._recall(one, other, 1) == pytest.approx(0.5) and module._recall(other, one, 1) == pytest.approx(0.5)
+    assert module._recall(one, one.flip(0), 1) == 0 and module._recall(one, one.flip(0), 2) == 1
+
+
+def test_measures_refuse_what_does_not_match():
+    x = units(10, 4)
+    for measure in (noise_variance, gap):
+        with pytest.raises(ValueError, match="must match"):
+            measure(x, x[:9])
+        with pytest.raises(ValueError, match="audio: row 3 is not finite"):
+            measure(x, x.index_fill(0, torch.tensor([3]), math.nan))
+    with pytest.raises(ValueError, match="10 pairs cannot be split into 20"):
+        gap(x, x, folds=20)
+
+
+def test_public_functions_say_what_they_do():
+    for f in (add_noise, kmeans, Santa, Santa.build, Santa.forward, Santa.save, Santa.load, bridge, noise_variance, gap):
+        assert len(inspect.getdoc(f)) > 40, f
