@@ -187,8 +187,9 @@ class CLAP(nn.Module):
         return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), last])
 
     @encoding
-    def encode_text(self, texts, batch_size=256):
+    def encode_text(self, texts, batch_size=None):
         """list of N texts -> (N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
+        batch_size = batch_size or (16 if self.device.type == "cpu" else 256)   # 256 is 2.5 times slower on a CPU
         ids = self.token_ids(texts)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))          # batches of like length: little is padded
         out = torch.empty(len(ids), self.dim, device=self.device)
@@ -215,7 +216,7 @@ class CLAP(nn.Module):
         return self.audio_projection(pooled)
 
     @encoding
-    def encode_audio(self, waves, batch_size=32):
+    def encode_audio(self, waves, batch_size=None):
         """(N, samples) float32 in [-1, 1] at sample_rate -> (N, dim) float32 unit rows on the device.
 
         Raises ValueError on another length (load_audio gives the right one) and on rows that hold NaN or infinity.
@@ -223,6 +224,7 @@ class CLAP(nn.Module):
         if waves.ndim != 2 or waves.shape[1] != self.samples:
             raise ValueError(f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} Hz, "
                              f"not {tuple(waves.shape)}: load_audio tiles and crops")
+        batch_size = batch_size or (4 if self.device.type == "cpu" else 64)
         out = torch.empty(len(waves), self.dim, device=self.device)
         for start in range(0, len(waves), batch_size):
             wave = waves[start:start + batch_size].to(self.device, torch.float32)
@@ -258,7 +260,7 @@ class CLAP(nn.Module):
         if name in ("microsoft/msclap", "msclap-2023"):
             name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
         if Path(name).is_file():
-            config, state, default = CLAPConfig(), msclap_state(name), "gpt2"
+            config, state, default = CLAPConfig(text={"vocab_size": 50257}), msclap_state(name), "gpt2"
         else:
             config, state, default = *read_folder(str(name)), name
         if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):

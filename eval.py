@@ -32,7 +32,7 @@ from mats import MATS
 from santa import bridge
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
-BOOTSTRAP = 200                                                                      # resamples behind an interval
+BOOTSTRAP = 100                                                                      # resamples behind an interval
 
 
 @dataclass

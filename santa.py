@@ -374,15 +374,16 @@ def noise_variance(text, audio, n=30, generator=None):
     return (text[pick] - audio[pick]).abs().amax(1).mean().item() ** 2
 
 
-def _recall(queries, items, k):
-    """Share of queries (N, D) whose own row of items (N, D) is among the k most similar; ties count as drawn at random."""
-    hits, start = 0.0, 0
+def _recall(queries, items, ks):
+    """For each k, the share of queries (N, D) whose own row of items (N, D) is among the k most similar; ties count as drawn
+    at random."""
+    hits, start = [0.0] * len(ks), 0
     for q in _chunks(queries, len(items)):
         similar = q @ items.T                                                                   # (b, N)
         own = similar.diagonal(start)[:, None]
-        above, level = (similar > own).sum(1), (similar == own).sum(1)
-        hits, start = hits + ((k - above) / level).clamp(0, 1).sum().item(), start + len(q)
-    return hits / len(queries)
+        above, level, start = (similar > own).sum(1), (similar == own).sum(1), start + len(q)
+        hits = [h + ((k - above) / level).clamp(0, 1).sum().item() for h, k in zip(hits, ks)]
+    return [h / len(queries) for h in hits]
 
 
 @torch.no_grad()
@@ -406,9 +407,9 @@ def gap(text, audio, folds=5):
         raise ValueError(f"{n} pairs cannot be split into {folds} folds")
     both, side, pair = torch.cat([text, audio]).cpu().numpy(), torch.arange(2 * n) >= n, torch.arange(2 * n) % n
     guess = cross_val_predict(LogisticRegression(max_iter=1000), both, side.numpy(), groups=pair.numpy(), cv=GroupKFold(folds))
-    error = (torch.from_numpy(guess) != side).float().mean().item()
-    recalls = {f"{name}_R@{k}": _recall(q, items, k) for k in (1, 10)
-               for name, q, items in (("audio_to_text", audio, text), ("text_to_audio", text, audio))}
+    error = (guess != side.numpy()).mean().item()
+    recalls = {f"{name}_R@{k}": share for name, *sides in (("audio_to_text", audio, text), ("text_to_audio", text, audio))
+               for k, share in zip((1, 10), _recall(*sides, (1, 10)))}
     return {"centroid_distance": (text.mean(0) - audio.mean(0)).norm().item(),
             "paired_cosine": (text * audio).sum(1).mean().item(), **recalls,
             "classifier_error": error, "a_distance": max(0.0, 2 * (1 - 2 * error))}

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # or a CPU that has other work too slows down tenfold
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel as DDP

@@ -1,8 +1,5 @@
 import io
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np

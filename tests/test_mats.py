@@ -1,10 +1,9 @@
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from conftest import gpt2, llama, make_samples
 from data import collate

@@ -540,7 +540,7 @@ def test_noise_variance_recovers_the_papers():
 
 
 def test_gap_of_identical_modalities():
-    x = units(300, 32)
+    x = units(301, 128)             # were the twins of a pair in different folds, one would give the other away: error 1
     g = gap(x, 3 * x)
     assert g["centroid_distance"] < 1e-6 and g["paired_cosine"] == pytest.approx(1)
     assert g["a_distance"] < 0.05 and abs(g["classifier_error"] - 0.5) < 0.02
@@ -568,6 +568,11 @@ def test_gap_between_the_two_and_pairs_stay_in_their_fold():
     assert g["a_distance"] == pytest.approx(2 - 4 * g["classifier_error"])
 
 
+def test_a_distance_is_never_negative():
+    g = gap(units(60, 64), units(60, 64, 5))        # nothing to find: what the classifier learns is worse than a coin
+    assert g["classifier_error"] > 0.5 and g["a_distance"] == 0
+
+
 def test_recall_against_numpy_and_by_hand():
     text, audio = units(300, 16), F.normalize(1.5 * units(300, 16, 1) + units(300, 16), dim=1)
     g = gap(text, audio)
@@ -578,8 +583,8 @@ def test_recall_against_numpy_and_by_hand():
             assert 0 < g[f"{name}_R@{k}"] < 1 and g[f"{name}_R@{k}"] == pytest.approx(np.mean(hit))
     one, other = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.0, 1], [0, 1]])
     # text -> audio: both audio rows are alike, so each text is right half of the time
-    assert module._recall(one, other, 1) == pytest.approx(0.5) and module._recall(other, one, 1) == pytest.approx(0.5)
-    assert module._recall(one, one.flip(0), 1) == 0 and module._recall(one, one.flip(0), 2) == 1
+    assert module._recall(one, other, (1, 2)) == pytest.approx([0.5, 1]) and module._recall(other, one, (1,)) == [0.5]
+    assert module._recall(one, one.flip(0), (1, 2)) == [0, 1]
 
 
 def test_measures_refuse_what_does_not_match():

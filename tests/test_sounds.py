@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import sounds as S
+from shards import sounds as S, words as W
 
 SR, N = 16000, 32000
 
@@ -126,14 +126,14 @@ def test_subjects_are_nobody_elses_and_labels_are_clean():
     assert max(subjects.values()) == 1
     assert len(S.labels()) == len(S.SOURCES) == len(S.labels("sound")) + len(S.labels("music"))
     assert not any("," in s.name + s.where + s.group for s in S.SOURCES.values())
-    assert [S.ing(v) for v in ("barks", "claps", "crackles", "blows its horn", "revs", "meows")] == ["barking", "clapping", "crackling", "blowing its horn", "revving", "meowing"]
+    assert [W.ing(v) for v in ("barks", "claps", "crackles", "blows its horn", "revs", "meows")] == ["barking", "clapping", "crackling", "blowing its horn", "revving", "meowing"]
     assert all(v.split()[0].endswith("s") for s in S.SOURCES.values() for v in s.verbs)
 
 def test_captions_name_every_source_in_the_order_of_time():
     r = rng(6)
     for _ in range(600):
         scene = S.random_scene(r)
-        text = S.caption(scene, r)
+        text = W.caption(scene, r)
         assert text == text.strip() and "  " not in text and "{" not in text and " ," not in text
         for v in scene.voices:  # the bare noun: adjectives come between it and its article
             assert any(w.split(" ", 1)[-1] in text if w.split()[0] in ("a", "an", "the") else w in text for w in S.SOURCES[v.name].subjects), (v, text)
@@ -141,38 +141,38 @@ def test_captions_name_every_source_in_the_order_of_time():
 
 def test_captions_do_not_say_what_is_not_so():
     r = rng(7)
-    words = {"near": S.ADVERBS["near"] + S.ADJECTIVES["near"], "far": S.ADVERBS["far"] + S.ADJECTIVES["far"]}
+    words = {"near": W.ADVERBS["near"] + W.ADJECTIVES["near"], "far": W.ADVERBS["far"] + W.ADJECTIVES["far"]}
     for _ in range(600):
         scene = S.random_scene(r)
-        text, said = S.describe(scene, r)
+        text, said = W.describe(scene, r)
         for d, other in (("near", "far"), ("far", "near")):
             if all(v.distance != other for v in scene.voices):
                 assert not any(w in text for w in words[other]), (scene, text)
         if scene.tempo:
-            wrong = set(S.MUSIC["fast" if scene.tempo == "slow" else "slow"]) | set(S.MUSIC["high" if scene.register == "low" else "low"] if scene.register else ())
+            wrong = set(W.MUSIC["fast" if scene.tempo == "slow" else "slow"]) | set(W.MUSIC["high" if scene.register == "low" else "low"] if scene.register else ())
             assert not wrong & set(text.split()), (scene, text)
         for v in scene.voices:
-            told = any(w in text for w in S.COUNTS[v.count]) if v.count else False
+            told = any(w in text for w in W.COUNTS[v.count]) if v.count else False
             assert told or ("count", v.name) not in said
-        assert ("noise" in said) == any(w in text for w in S.NOISE[scene.noise])
+        assert ("noise" in said) == any(w in text for w in W.NOISE[scene.noise])
 
 def test_captions_are_many():
     r = rng(8)
-    assert len({S.caption(S.random_scene(r), r) for _ in range(5000)}) > 4500
+    assert len({W.caption(S.random_scene(r), r) for _ in range(5000)}) > 4500
 
 def test_parts_are_disjoint_stable_and_of_the_right_size():
     r = rng(9)
-    texts = {S.caption(S.random_scene(r), r) for _ in range(4000)}
-    sizes = Counter(S.part(t) for t in texts)
-    for name, share in S.PARTS.items():
+    texts = {W.caption(S.random_scene(r), r) for _ in range(4000)}
+    sizes = Counter(W.part(t) for t in texts)
+    for name, share in W.PARTS.items():
         assert abs(sizes[name] / len(texts) - share) < 0.03
-    assert all(S.part(t) == S.part(t.upper()) for t in texts)
-    assert S.part("rain falls") == S.part("rain falls", dict(S.PARTS)) and S.part("x", {"all": 1.0}) == "all"
-    for where in S.PARTS:  # even the scene with the least to say has a caption in each part
+    assert all(W.part(t) == W.part(t.upper()) for t in texts)
+    assert W.part("rain falls") == W.part("rain falls", dict(W.PARTS)) and W.part("x", {"all": 1.0}) == "all"
+    for where in W.PARTS:  # even the scene with the least to say has a caption in each part
         for name in ("clock tick", "hi-hat", "vacuum cleaner"):
-            assert S.part(S.caption(solo(name), r, where)) == where
+            assert W.part(W.caption(solo(name), r, where)) == where
     with pytest.raises(ValueError, match="no caption of this scene"):
-        S.caption(solo("rain"), r, "nowhere")
+        W.caption(solo("rain"), r, "nowhere")
 
 # -- triples
 
@@ -180,14 +180,14 @@ def test_parts_are_disjoint_stable_and_of_the_right_size():
 def many():
     r = rng(10)
     scenes = [S.random_scene(r) for _ in range(2000)]
-    return [(s, t) for s in scenes for t in S.triples(s, r, "train")]
+    return [(s, t) for s in scenes for t in W.triples(s, r, "train")]
 
 def test_triples_are_valid(many):
     assert Counter(t["task"] for _, t in many).keys() == {"cls", "cap", "music_cap", "aqa", "open", "mcq"}
     for scene, t in many:
         assert set(t) == {"text", "instruction", "answer", "task"} | ({"choices"} if t["task"] == "mcq" else set())
         assert all(isinstance(t[k], str) and t[k] for k in ("text", "instruction", "answer", "task"))
-        assert S.part(t["text"]) == "train"
+        assert W.part(t["text"]) == "train"
         if t["task"] == "cls":
             assert sorted(t["answer"].split(", ")) == sorted(v.name for v in scene.voices) and t["instruction"] == "Classify events in the audio clip."
         if t["task"].endswith("cap"):
@@ -208,8 +208,8 @@ def test_mcq_answers_are_spread_over_the_positions(many):
     assert min(where.values()) > 0.2 * where.total()
 
 def test_answers_are_true_of_the_scene(many):
-    names = {S.the(s.subjects[0]): s.name for s in S.SOURCES.values()}
-    times = {w[0]: c for c, w in S.COUNTS.items()}
+    names = {W.the(s.subjects[0]): s.name for s in S.SOURCES.values()}
+    times = {w[0]: c for c, w in W.COUNTS.items()}
     checked = Counter()
     for scene, t in many:
         q, a = t["instruction"].split(" Select one option")[0], t["answer"]
@@ -253,8 +253,8 @@ def test_rendering_speed():
 
 def test_listen_writes_wav_and_never_overwrites(tmp_path):
     sf = pytest.importorskip("soundfile")
-    script = Path(S.__file__)
-    run = lambda: subprocess.run([sys.executable, str(script), str(tmp_path / "x"), "--n", "3"], capture_output=True, text=True)
+    run = lambda: subprocess.run([sys.executable, "-m", "shards.words", str(tmp_path / "x"), "--n", "3"], capture_output=True, text=True,
+                                 cwd=Path(W.__file__).parent.parent)
     assert run().returncode == 0
     x, sr = sf.read(tmp_path / "x" / "000.wav")
     assert sr == SR and x.shape == (N,) and len((tmp_path / "x" / "captions.txt").read_text().splitlines()) == 3
