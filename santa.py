@@ -375,8 +375,10 @@ def noise_variance(text, audio, n=30, generator=None):
 
 
 def _recall(queries, items, ks):
-    """For each k, the share of queries (N, D) whose own row of items (N, D) is among the k most similar; ties count as drawn
-    at random."""
+    """For each k, the share of queries (N, D) whose own row of items (N, D) is among the k most similar.
+
+    Ties count as drawn at random.
+    """
     hits, start = [0.0] * len(ks), 0
     for q in _chunks(queries, len(items)):
         similar = q @ items.T                                                                   # (b, N)

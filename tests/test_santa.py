@@ -532,7 +532,7 @@ def test_noise_variance_by_hand():
 
 
 def test_noise_variance_recovers_the_papers():
-    """Gaussian differences of std s in D dimensions reach about s sqrt(2 ln D): the estimator is of that order, and squared."""
+    """Gaussian differences of std s in D dimensions reach about s sqrt(2 ln D): the estimator is of that order."""
     text = units(400, 1024)
     assert noise_variance(text, text) == 0
     audio = text + 0.03 * torch.randn(400, 1024, generator=gen(1))

@@ -1,0 +1,136 @@
+"""What is fast here and by how much: each part against the obvious way, in the same process, medians of several runs.
+
+    python bench.py                      all parts
+    python bench.py text kmeans --json   some of them, as JSON
+
+Random weights of the true sizes; the sentences are the synthetic world's. `audio` compares with the msclap package and is left out, with
+the command that installs it, where that is missing.
+"""
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from clap import CLAP, CLAPConfig
+from data import collate
+from mats import MATS, MATSConfig
+from santa import add_noise, kmeans
+from shards import tiny
+
+
+def clock(*ways, repeats=3):
+    """Median seconds of each way, taking turns so that a drift of the machine hits all alike; one unmeasured turn first."""
+    times = [[] for _ in ways]
+    for turn in range(repeats + 1):
+        for way, log in zip(ways, times):
+            start = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            log.append(time.perf_counter() - start)
+    return [statistics.median(t[1:]) for t in times]
+
+
+def captions(n):
+    return [t["text"] for t in tiny.told(7, n // 5 + 1, "val")][:n]
+
+
+def true_size_clap(device):
+    torch.manual_seed(0)
+    return CLAP(CLAPConfig(text={"vocab_size": 50257}), tiny.make_tokenizer(captions(500))).freeze().to(device)
+
+
+def text(device):
+    """Text encoding: sorted, padded to the batch's longest, against one call a text padded to 77 as msclap does."""
+    clap, texts = true_size_clap(device), captions(64)
+
+    def one_by_one():
+        with torch.no_grad():
+            for t in texts:
+                ids, mask = clap.tokenize([t])
+                wide = torch.zeros(1, 77, dtype=ids.dtype, device=device)
+                wide[:, :ids.shape[1]], padded = ids, torch.nn.functional.pad(mask, (0, 77 - mask.shape[1]))
+                clap.text_features(wide, padded)
+    ours, obvious = clock(lambda: clap.encode_text(texts), one_by_one)
+    return {"unit": "texts/s", "ours": len(texts) / ours, "obvious": len(texts) / obvious}
+
+
+def steps(device):
+    """(model, z, batch, texts): a training step of MATS-GPT2 at true size, cut to a batch that a CPU can bear."""
+    torch.manual_seed(0)
+    tokenizer = tiny.make_tokenizer(captions(500))
+    llm = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0))
+    model = MATS(MATSConfig(), llm, tokenizer).to(device).train()
+    samples = list(tiny.told(8, 2, "val"))[:8]
+    batch = collate(samples, model.template.encode(samples), tokenizer.eos_token_id)
+    return model, torch.randn(len(samples), 1024, device=device), batch["ids"].to(device), batch["answer"].to(device), batch["text"]
+
+
+def logits(device):
+    """A training step (forward and backward) with logits on answer tokens alone, against logits everywhere."""
+    model, z, ids, answer, _ = steps(device)
+
+    def everywhere():
+        labels = torch.cat([torch.full((len(ids), model.config.prefix), -100, device=device), ids.masked_fill(~answer, -100)], 1)
+        model.llm(inputs_embeds=model.inputs(z, ids), labels=labels).loss.backward()
+    ours, obvious = clock(lambda: model(z, ids, answer).backward(), everywhere)
+    return {"unit": "samples/s", "ours": len(z) / ours, "obvious": len(z) / obvious}
+
+
+def cached(device):
+    """A training step with the CLAP vectors at hand, against encoding the texts live."""
+    (model, z, ids, answer, texts), clap = steps(device), true_size_clap(device)
+    ours, obvious = clock(lambda: model(add_noise(z, 0.015), ids, answer).backward(),
+                          lambda: model(add_noise(clap.encode_text(texts), 0.015), ids, answer).backward())
+    return {"unit": "samples/s", "ours": len(z) / ours, "obvious": len(z) / obvious}
+
+
+def against_sklearn(n, d, k, iters, device):
+    from sklearn.cluster import KMeans
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + \
+        4 * torch.randn(k, d, generator=torch.Generator().manual_seed(1))[torch.arange(n) % k]
+    start = x[torch.randperm(n, generator=torch.Generator().manual_seed(2))[:k]]
+    y = x.to(device)
+    ours, obvious = clock(lambda: kmeans(y, k, iters, init=start.to(device)),
+                          lambda: KMeans(k, init=start.numpy(), n_init=1, max_iter=iters, tol=0, algorithm="lloyd").fit(x.numpy()), repeats=2)
+    return {"unit": "s", "ours": ours, "obvious": obvious}
+
+
+def kmeans_memory(device):
+    """k-means of Santa's memory (5172 x 1024, K = 100), 10 Lloyd steps from given centers, against scikit-learn."""
+    return against_sklearn(5172, 1024, 100, 10, device)
+
+
+def kmeans_large(device):
+    """k-means of 100,000 x 256, K = 1000, 5 Lloyd steps from given centers, against scikit-learn."""
+    return against_sklearn(100_000, 256, 1000, 5, device)
+
+
+PARTS = {"text": text, "logits": logits, "cached": cached, "kmeans": kmeans_memory, "kmeans_large": kmeans_large}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if set(args.parts) - set(PARTS):
+        sys.exit(f"bench.py: unknown part {', '.join(set(args.parts) - set(PARTS))}; there are: {', '.join(PARTS)}")
+    results = {}
+    for name in args.parts:
+        r = results[name] = PARTS[name](args.device)
+        r["times"] = r["obvious"] / r["ours"] if r["unit"] == "s" else r["ours"] / r["obvious"]
+        if not args.json:
+            print(f"{PARTS[name].__doc__}\n    ours {r['ours']:.3g} {r['unit']}, obvious {r['obvious']:.3g} {r['unit']}: {r['times']:.2f}x", flush=True)
+    if args.json:
+        print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "machine": platform.processor(), **results}))
+
+
+if __name__ == "__main__":
+    main()
