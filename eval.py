@@ -333,6 +333,10 @@ def main(argv=None):
     run_key = lambda b: hashlib.sha256(json.dumps([made, sources[b].index["hash"]], sort_keys=True).encode()).hexdigest()[:12]
     (out / "vectors").mkdir(parents=True, exist_ok=True)
     stored = {(c, b): out / c / f"{b}.{run_key(b)}.jsonl" for c in columns for b in names}
+    key = hashlib.sha256("".join(map(str, stored)).encode() + json.dumps([[run_key(b), labels[b]] for b in names]).encode()).hexdigest()[:12]
+    if (out / "results.json").exists() and not args.score and json.loads((out / "results.json").read_text()).get("key") == key:
+        print((out / "report.md").read_text().split("\n\n")[0], f"\n\nnothing has changed since this was written to {out}")
+        return
 
     model_config = json.loads((ckpt / "config.json").read_text())
     name = model_config["clap"]
@@ -356,7 +360,7 @@ def main(argv=None):
             write_atomic(stored[c, b], "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions).encode())
         bar.close()
 
-    results = {"benchmarks": {}, "ckpt": args.ckpt, **made, "n": {b: len(rows[b]) for b in names},
+    results = {"benchmarks": {}, "ckpt": args.ckpt, "key": key, **made, "n": {b: len(rows[b]) for b in names},
                "chance": {b: round(chance(b, rows[b], labels[b]), 5) for b in names}, "clap": {}, "columns": {}}
     for b in names:
         if BENCHMARKS[b].metrics[0] in ("ACC", "mAP"):
