@@ -408,7 +408,7 @@ class Batches(torch.utils.data.IterableDataset):
     def waves(self, samples, rows, m, broken):
         """(rows, (B, T)); a clip that cannot be decoded is named, and a good one of the same shard takes its place."""
         good, waves = [], []
-        for i in itertools.islice(itertools.chain(rows, itertools.cycle(range(len(samples)))), len(rows) + len(samples)):
+        for i in [*rows, *range(len(samples))]:
             if len(waves) == len(rows):
                 break
             try:
