@@ -3,8 +3,7 @@
     python bench.py                      all parts
     python bench.py text kmeans --json   some of them, as JSON
 
-Random weights of the true sizes; the sentences are the synthetic world's. `audio` compares with the msclap package and is left out, with
-the command that installs it, where that is missing.
+Random weights of the true sizes; the sentences are the synthetic world's.
 """
 import argparse
 import json
