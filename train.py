@@ -289,6 +289,8 @@ def main(argv):
         since += time.time() - paused
     bar.close()
     if ranks > 1:
+        # Gloo's last work must be over before DDP goes: its destructor waits, holding the GIL, for threads that want the GIL.
+        dist.barrier()
         dist.destroy_process_group()
     say(f"trained in {out}; next: python eval.py --ckpt {out}/model")
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -62,18 +63,34 @@ def weights(out):
     return state["step"], state["model"]
 
 
-def run(argv, processes=0):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
-    return subprocess.Popen([sys.executable, *launch, "train.py", *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+class Run(subprocess.Popen):
+    """train.py as its users start it; what it prints goes to a file, so that a full pipe cannot stop it."""
+
+    def __init__(self, argv, processes=0):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
+        self.log = tempfile.TemporaryFile("w+")
+        super().__init__([sys.executable, *launch, "train.py", *argv], cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT,
+                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def printed(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def finish(self, seconds=90):
+        try:
+            code = self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.terminate()                            # torchrun ends its workers when told to, and not when killed
+            self.wait(60)
+            code = f"no end after {seconds} s"
+        assert code == 0, f"{code}\n{self.printed()}"
 
 
 @pytest.fixture(scope="module")
 def whole(world):
     """An uninterrupted run in a process of its own, like those it is compared with."""
     out = world / "whole"
-    process = run(arguments(world, out))
-    assert process.wait(120) == 0, process.stdout.read()
+    Run(arguments(world, out)).finish()
     return out
 
 
@@ -95,17 +112,16 @@ def test_it_learns_and_says_so(whole, tokenizer):
 def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, whole):
     out = world / "killed"
     argv = arguments(world, out)
-    process = run(argv)
+    process = Run(argv)
     deadline = time.time() + 90
     while not (out / "state.pt").exists():              # saved at step 10, 20, 30
-        assert time.time() < deadline and process.poll() is None, process.stdout.read()
+        assert time.time() < deadline and process.poll() is None, process.printed()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed_at = weights(out)[0]
     assert killed_at < 30
-    process = run(argv)
-    assert process.wait(120) == 0, process.stdout.read()
+    Run(argv).finish()
     (_, a), (_, b) = weights(whole), weights(out)
     assert all(torch.equal(a[n], b[n]) for n in a)
     mine, theirs = ([(l["step"], l.get("loss"), l.get("val_loss")) for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())]
@@ -115,8 +131,7 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
 
 def test_two_processes_are_one(world, whole):
     out = world / "two"
-    process = run(arguments(world, out), processes=2)
-    assert process.wait(180) == 0, process.stdout.read()
+    Run(arguments(world, out), processes=2).finish()
     (_, a), (_, b) = weights(whole), weights(out)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
