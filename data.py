@@ -17,6 +17,7 @@ unit length) and `flac|wav|ogg|mp3` (the audio as it came).
     python data.py index DIR                                 # make index.json for shards that came without one
 """
 import argparse
+import functools
 import hashlib
 import io
 import itertools
@@ -131,6 +132,24 @@ def npy_bytes(vector):
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(vector, dtype=np.float16), allow_pickle=False)
     return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=64)
+def npy_header(head: bytes):
+    stream = io.BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise DataError("the vector is not npy of version 1.0")
+    return np.lib.format.read_array_header_1_0(stream)
+
+
+def read_npy(data: bytes):
+    """(D,) float32. numpy compiles every header anew, which takes longer than the rest; here equal headers are read once."""
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, _, dtype = npy_header(data[:start])
+    vector = np.frombuffer(data, dtype, offset=start).astype(np.float32)
+    if shape != vector.shape or not np.isfinite(vector).all():
+        raise DataError("the vector in npy is not a finite row")
+    return vector
 
 
 def check(sample):
@@ -268,9 +287,7 @@ def read_shard(url, n=None, strict=False, broken=None, audio=False):
             sample = json.loads(parts["json"])
             check(sample)
             if "npy" in parts:
-                sample["vector"] = np.load(io.BytesIO(parts["npy"]), allow_pickle=False).astype(np.float32)
-                if sample["vector"].ndim != 1 or not np.isfinite(sample["vector"]).all():
-                    raise DataError("the vector in npy is not a finite row")
+                sample["vector"] = read_npy(parts["npy"])
         except (ValueError, KeyError, EOFError) as e:
             report(f"{url}, member {parts.get('__key__')}: {'no json' if isinstance(e, KeyError) else e}")
             continue
