@@ -11,12 +11,13 @@
 
 A sample is a dict: text (what the audio contains, or None), instruction, answer (a list where there are several
 references), task, source, id; optionally choices and tag. Beside it in the tar may lie `npy` (its CLAP vector, float16,
-unit length) and `flac|wav|ogg|mp3` (the audio as it came).
+unit length) and `flac|wav|ogg|mp3|au` (the audio as it came).
 
     python data.py embed SRC DST --clap microsoft/msclap     # put the CLAP vector of every text beside it, once
     python data.py index DIR                                 # make index.json for shards that came without one
 """
 import argparse
+import contextlib
 import functools
 import hashlib
 import io
@@ -25,6 +26,7 @@ import json
 import os
 import shlex
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from webdataset.tariterators import tarfile_samples
 
 FIELDS = ("text", "instruction", "answer", "task", "source", "id")
 TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
-AUDIO = ("flac", "wav", "ogg", "mp3")
+AUDIO = ("flac", "wav", "ogg", "mp3", "au")
 
 
 class DataError(ValueError):
@@ -57,30 +59,42 @@ class ShardWriter:
             writer.write(sample, vector=z, audio=("flac", data))
 
     A shard appears under its name only when it is complete, and index.json comes last: a directory that has one is whole.
-    Raises DataError when DIR is already whole, and on a sample outside the schema (the message names the field).
+    `key` says what the samples are made of. With one, an interrupted writer leaves building.json beside its complete shards, and the
+    next writer of the same key, handed the same samples, keeps those shards and goes on after them.
+    Raises DataError when DIR is already whole, or was begun with another key, and on a sample outside the schema.
     """
 
-    def __init__(self, directory, per_shard=4096, licences=None, vectors=None, command=None):
+    def __init__(self, directory, per_shard=4096, licences=None, vectors=None, command=None, key=None):
         self.dir, self.per_shard = Path(directory), per_shard
         if (self.dir / "index.json").exists():
             raise DataError(f"{self.dir} already holds a finished set of shards; delete it or choose another folder")
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.shards, self.sources, self.tasks, self.tar = [], Counter(), Counter(), None
         self.info = {"licences": licences or {}, "vectors": vectors, "command": command or command_line()}
+        self.key, self.shards, self.sources, self.tasks, self.tar = key, [], Counter(), Counter(), None
+        self.begun = self.dir / "building.json"
+        if self.begun.exists():
+            begun = json.loads(self.begun.read_text())
+            if key is None or begun["key"] != key:
+                raise DataError(f"{self.dir} was begun from other data or with other options; delete it or choose another folder")
+            self.shards, self.sources, self.tasks = begun["shards"], Counter(begun["sources"]), Counter(begun["tasks"])
+        self.there = sum(s["n"] for s in self.shards)       # samples that an interrupted writer has already written
 
     def write(self, sample, vector=None, audio=None):
         """sample: the schema's dict; vector: (D,), its CLAP vector; audio: (extension, bytes)."""
+        if self.there:
+            self.there -= 1
+            return
         check(sample)
         if self.tar is None:
-            self.path = self.dir / f"{len(self.shards):06d}.tar"
-            self.tar, self.n = wds.TarWriter(str(self.path) + ".part", encoder=False, mtime=0), 0
-        parts = {"__key__": f"{len(self.shards):06d}{self.n:08d}",
-                 "json": json.dumps(sample, ensure_ascii=False, sort_keys=True).encode()}
+            self.path, self.n = self.dir / f"{len(self.shards):06d}.tar", 0
+            self.tar = open(f"{self.path}.part", "wb")
+        name = f"{len(self.shards):06d}{self.n:08d}"
+        members = [tar_member(f"{name}.json", encode_json(sample).encode())]
         if vector is not None:
-            parts["npy"] = npy_bytes(vector)
+            members.append(tar_member(f"{name}.npy", npy_bytes(vector)))
         if audio is not None:
-            parts[audio[0]] = audio[1]
-        self.tar.write(parts)
+            members.append(tar_member(f"{name}.{audio[0]}", audio[1]))
+        self.tar.write(b"".join(members))
         self.n += 1
         self.sources[sample["source"]] += 1
         self.tasks[sample["task"]] += 1
@@ -89,21 +103,43 @@ class ShardWriter:
 
     def close_shard(self):
         if self.tar is not None:
+            self.tar.write(bytes(1024))                     # the end of a tar file
             self.tar.close()
-            os.replace(str(self.path) + ".part", self.path)
+            os.replace(f"{self.path}.part", self.path)
             self.shards.append({"file": self.path.name, "n": self.n, "sha256": sha256(self.path)})
             self.tar = None
+            if self.key is not None:
+                write_atomic(self.begun, json.dumps({"key": self.key, "shards": self.shards, "sources": self.sources,
+                                                     "tasks": self.tasks}).encode())
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, *_):
         if kind is None:
+            if self.there:
+                raise DataError(f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again")
             self.close_shard()
             write_index(self.dir, self.shards, sources=dict(self.sources), tasks=dict(self.tasks), **self.info)
+            self.begun.unlink(missing_ok=True)
         elif self.tar is not None:
-            self.tar.close()
-            os.remove(str(self.path) + ".part")
+            with contextlib.suppress(OSError):              # a full disk refuses what is still buffered
+                self.tar.close()
+            os.remove(f"{self.path}.part")
+
+
+encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+TAR_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+
+
+def tar_member(name: str, data: bytes) -> bytes:
+    """The bytes that tarfile would write for this file (at most 99 letters of name, 8 GiB of data), at a tenth of its time."""
+    head = bytearray(TAR_HEADER)
+    head[:len(name)] = name.encode()
+    head[124:135] = b"%011o" % len(data)
+    head[148:156] = b" " * 8                                # the checksum counts its own field as spaces
+    head[148:155] = b"%06o\0" % sum(head)
+    return b"".join((head, data, bytes(-len(data) % 512)))
 
 
 def write_index(directory, shards, **info):
