@@ -40,6 +40,7 @@ class TrainConfig(MATSConfig):
     train: str = ""                                 # shards: a folder, a folder of folders, or a URL
     val: str = ""                                   # shards for the validation loss; empty: none
     mixture: dict = field(default_factory=dict)     # {subfolder of train: weight}; empty: all, by their size
+    skip_missing: bool = False                      # leave out what of the mixture is not on disk, instead of refusing
     build: str = ""                                 # module whose build() makes the shards when they are not there
     supervision: str = "text"                       # text | audio (MATS-Audio)
     variance: float = 0.015                         # of the noise (section 3.2; per dimension of the unit vector)
@@ -69,7 +70,7 @@ class TrainConfig(MATSConfig):
 
 
 # what may differ when a run goes on: nothing that changes its numbers
-FREE = {"build", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
+FREE = {"build", "skip_missing", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
 
 
 def lr_at(step, c):
@@ -104,7 +105,10 @@ def main(argv):
         import_module(c.build).build(Path(c.train).parent)
     if ranks > 1:
         dist.barrier()
-    sources, weights = find_sources(c.train, c.mixture)
+    sources, weights = find_sources(c.train, c.mixture, c.skip_missing)
+    if c.mixture and len(sources) < len(c.mixture):
+        say(f"not on disk, and left out: {', '.join(n for n in c.mixture if n not in [s.name for s in sources])}")
+        say("the others' shares: " + ", ".join(f"{s.name} {w / sum(weights):.1%}" for s, w in zip(sources, weights)))
     for s in sources:
         vectors = s.index.get("vectors")
         if vectors and (vectors["dim"] != c.dim or vectors["side"] != c.supervision):
