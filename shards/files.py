@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))      # so that the builder
 
 from data import AUDIO, DataError, ShardWriter, sha256
 
+LONGEST = 1 << 26                                           # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")
 YOUTUBE = re.compile(r"[\w-]{11}")
 DAMAGED = {"#NAME?", "#VALUE!", "#REF!", "#N/A", "#NUM!", "#DIV/0!"}
@@ -109,7 +110,7 @@ def table(path, columns, header=True, delimiter=",", comment=None, spaced=False)
                         names.pop()
                     for column in columns:
                         if column not in names:
-                            close = difflib.get_close_matches(column, names, 1)
+                            close = difflib.get_close_matches(column, [n for n in names if n not in columns], 1)
                             raise DataError(f"{path}, line {reader.line_num}: no column {column!r}{f' but {close[0]!r}' if close else ''} in "
                                             f"the header {','.join(names)[:200]!r}; this is not the original file, get that")
                     continue
@@ -182,15 +183,14 @@ def stream_json(path, key=None, chunk=1 << 20):
                     more("no end of the list")
                 if buffer[at] == "]":
                     return
-                size = chunk
                 while True:
                     try:
                         item, end = decoder.raw_decode(buffer, at)
                         break
                     except ValueError as e:
-                        if len(buffer) - at > 64 * size:
+                        if len(buffer) - at > LONGEST:
                             raise DataError(f"{path}: no valid JSON at character {read + at}: {e}") from e
-                        more("a record without an end")
+                        more(f"a record without an end ({e})")
                 yield item
                 at = end
                 if at > chunk:

@@ -1,0 +1,518 @@
+"""shards/describe.py against a real HTTP server on the loopback address, a real kill, and a real (tiny, random) model."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import gpt2, llama
+
+import shards.describe as module
+from shards.describe import (EXAMPLES, PER_CALL, DescribeError, Endpoint, Local, Unanswered, clean, describe, estimate, fault,
+                             main, prompt, read, whole_lines, words)
+
+KEY = "sk-loopback-0123456789"
+DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
+
+
+class Server:
+    """An LLM on the loopback address. `script` holds what the next requests get: (status, headers, body), a number of seconds to
+    stay silent, "cut" for half an answer; afterwards `good`, which writes as many new descriptions as it is asked for."""
+
+    def __init__(self):
+        self.script, self.requests, self.now, self.most, self.pause, self.lock = [], [], 0, 0, 0.0, threading.Lock()
+        self.good = lambda labels, n, k: "\n".join(f"The {' and '.join(labels)} is heard {k} times and {i} more." for i in range(n))
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.lock:
+                    k = len(outer.requests)
+                    outer.requests.append((self.path, dict(self.headers), body, time.monotonic()))
+                    turn = outer.script.pop(0) if outer.script else None
+                    outer.now += 1
+                    outer.most = max(outer.most, outer.now)
+                try:
+                    outer.reply(self, turn, body, k)
+                except OSError:
+                    pass                        # the client hung up, as it should after its timeout
+                finally:
+                    with outer.lock:
+                        outer.now -= 1
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def reply(self, handler, turn, body, k):
+        time.sleep(self.pause)
+        status, headers, data = 200, {}, None
+        if isinstance(turn, (int, float)):
+            time.sleep(turn)
+        elif isinstance(turn, tuple):
+            status, headers, data = turn
+        if data is None:
+            asked = body["messages"][-1]["content"].split("\n\n")[-1]
+            labels, n = re.search(r"Labels: (.*)\nWrite (\d+)", asked).groups()
+            choice = {"message": {"content": self.good(labels.split(", "), int(n), k)}, "finish_reason": "stop"}
+            data = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
+        data = data.encode()
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data[:len(data) // 2] if turn == "cut" else data)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def endpoint(server, **kwargs):
+    return Endpoint(server.url, "m", **{"backoff": 0.02, "tries": 4, "timeout": 5, **kwargs})
+
+
+def rows(path):
+    """The file's lines; fails on half a line, and on two descriptions that are the same."""
+    data = Path(path).read_bytes()
+    assert data.endswith(b"\n") or not data
+    found = [json.loads(line) for line in data.decode().splitlines()]
+    assert len({" ".join(words(r["text"])) for r in found}) == len(found)
+    return found
+
+
+def counts(path):
+    return Counter(tuple(r["labels"]) for r in rows(path))
+
+
+def ask_text(texts):
+    """An ask() that gives these answers in turn, the last one for ever."""
+    texts = list(texts)
+    return lambda messages: (texts.pop(0) if len(texts) > 1 else texts[0], {})
+
+
+# --- a server that answers well ------------------------------------------------------------------------------------------
+
+def test_the_plan_is_met_exactly_in_clean_lines(server, tmp_path):
+    plan, path = Counter({DOG: 45, RAIN: 3, CAT: 1}), tmp_path / "d" / "farm.jsonl"
+    report = describe(plan, endpoint(server, key=KEY), path, "m", workers=3)
+    assert counts(path) == plan and not report.lacks and not report.given_up
+    assert report.requests == len(server.requests) == 3 + 1 + 1             # 20 + 20 + 5, 3, 1
+    assert report.usage == {"prompt_tokens": 500, "completion_tokens": 50}
+    url, headers, body, _ = server.requests[0]
+    assert url == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}" and body["model"] == "m"
+    first = path.read_text().splitlines()[0]
+    assert re.fullmatch(r'\{"labels": \["\w+"(, "\w+")?\], "text": "The .*\.", "model": "m"\}', first)
+    describe(plan, endpoint(server), path, "m")
+    assert len(server.requests) == 5                                        # a finished file asks for nothing
+
+
+def test_without_a_key_no_authorization_is_sent(server, tmp_path):
+    describe(Counter({DOG: 1}), endpoint(server), tmp_path / "a.jsonl", "m")
+    assert "Authorization" not in server.requests[0][1]
+
+
+def test_requests_run_at_once_and_no_more_than_workers(server, tmp_path):
+    server.pause = 0.15
+    describe(Counter({(f"label{i}",): 2 for i in range(9)}), endpoint(server), tmp_path / "a.jsonl", "m", workers=3)
+    assert server.most == 3
+    server.most = 0
+    describe(Counter({DOG: 3 * PER_CALL}), endpoint(server), tmp_path / "b.jsonl", "m", workers=3)
+    assert server.most == 3                                                 # one label set alone fills the workers too
+
+
+def test_odd_characters_neither_break_the_file_nor_the_run(server, tmp_path):
+    server.good = lambda labels, n, k: "A dog\u2028barks \ud83d in a café.\r\nA dog\x00 growls „so“ 犬 near a wall."
+    describe(Counter({DOG: 2}), endpoint(server), tmp_path / "a.jsonl", "m")
+    assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == ["A dog barks in a café.", "A dog\x00 growls „so“ 犬 near a wall."]
+
+
+def test_what_comes_too_much_is_dropped_and_counted(server, tmp_path):
+    server.good = lambda labels, n, k: "\n".join(f"A dog barks {i} times." for i in range(n + 5))
+    report = describe(Counter({DOG: 4}), endpoint(server), tmp_path / "a.jsonl", "m")
+    assert counts(tmp_path / "a.jsonl") == {DOG: 4} and report.dropped == {"more than wanted": 5}
+
+
+# --- one that does not ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("trouble, least", [
+    ((429, {"Retry-After": "0.6"}, "slow down"), 0.6), ((500, {}, "oops"), 0), ((503, {"Retry-After": "soon"}, ""), 0),
+    ((200, {}, "<html>gateway</html>"), 0), ((200, {}, '{"error": "busy"}'), 0), ((200, {}, '{"choices": []}'), 0),
+    ((200, {}, "[]"), 0), ((200, {}, '{"choices": [{"message": {"content": 7}}]}'), 0),
+    ("cut", 0), (2.5, 1),
+], ids=["429", "500", "503", "html", "error", "empty", "list", "number", "cut", "hang"])
+def test_trouble_that_passes_is_retried(server, tmp_path, trouble, least):
+    server.script = [trouble]
+    report = describe(Counter({DOG: 2}), endpoint(server, timeout=1 if trouble == 2.5 else 5), tmp_path / "a.jsonl", "m")
+    assert counts(tmp_path / "a.jsonl") == {DOG: 2} and not report.given_up
+    assert len(server.requests) == 2 and report.requests == 1
+    assert server.requests[1][3] - server.requests[0][3] >= least
+
+
+def test_the_back_off_grows(server):
+    server.script = [(500, {}, "")] * 4
+    endpoint(server, tries=5, backoff=0.1)(prompt(DOG, 1))
+    times = [r[3] for r in server.requests]
+    assert all(b - a >= 0.05 * 2 ** i for i, (a, b) in enumerate(zip(times, times[1:]))) and times[-1] - times[0] < 4
+
+
+def test_a_slow_answer_is_waited_for(server, tmp_path):
+    server.script = [0.4]
+    describe(Counter({DOG: 2}), endpoint(server, timeout=5), tmp_path / "a.jsonl", "m")
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status, body", [(400, "bad"), (401, f"wrong key {KEY}"), (404, "no such model"),
+                                          (429, '{"code": "insufficient_quota"}')])
+def test_a_refusal_stops_at_once_and_keeps_the_key_secret(server, tmp_path, status, body):
+    server.script = [(status, {}, body)] * 50
+    with pytest.raises(DescribeError) as e:
+        describe(Counter({(f"label{i}",): 1 for i in range(40)}), endpoint(server, key=KEY), tmp_path / "a.jsonl", "m", workers=2)
+    assert not isinstance(e.value, Unanswered) and len(server.requests) <= 6
+    said = str(e.value)
+    assert server.url in said and str(status) in said and "OPENAI_API_KEY" in said and KEY not in said
+
+
+def test_a_redirect_is_not_followed_with_the_key(server, tmp_path):
+    server.script = [(307, {"Location": f"{server.url}/elsewhere"}, ""), (302, {"Location": f"{server.url}/elsewhere"}, "")]
+    for status in ("307", "302"):
+        with pytest.raises(DescribeError, match=status):
+            endpoint(server, key=KEY)(prompt(DOG, 1))
+    assert [r[0] for r in server.requests] == ["/v1/chat/completions"] * 2
+
+
+@pytest.mark.parametrize("url, key", [("file:///etc", None), ("localhost:8000", None), ("http://a b", None),
+                                      ("http://a", "sk-1\nsk-2"), ("http://a", "schlüssel")])
+def test_an_address_or_key_that_cannot_be_used_is_refused(url, key):
+    with pytest.raises(DescribeError) as e:
+        Endpoint(url, "m", key)
+    assert "sk-1" not in str(e.value) and Endpoint("http://a", "m", "sk-1\n").key == "sk-1"
+
+
+def test_one_label_set_that_fails_is_named_and_the_others_go_on(server, tmp_path):
+    server.script = [(500, {}, "")] * 2
+    report = describe(Counter({DOG: 1, CAT: 2, RAIN: 2}), endpoint(server, tries=2), tmp_path / "a.jsonl", "m", workers=1)
+    assert counts(tmp_path / "a.jsonl") == {CAT: 2, RAIN: 2} == Counter({CAT: 2, RAIN: 2})
+    assert report.lacks == {DOG: 1} and list(report.given_up) == [DOG] and "500" in report.given_up[DOG]
+
+
+def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{s.getsockname()[1]}/v1"
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"labels": ["dog"], "text": "A dog barks far away.", "model": "m"}\n')
+    asked = []
+
+    def ask(messages, ask=Endpoint(url, "m", tries=2, backoff=0.01)):
+        asked.append(messages)
+        return ask(messages)
+    with pytest.raises(DescribeError, match="10 requests in a row failed.*(?s:.)*refused(?s:.)*keeps what it has"):
+        describe(Counter({DOG: 2} | {(f"label{i}",): 1 for i in range(60)}), ask, path, "m", workers=2)
+    assert len(asked) <= 13 and counts(path) == {DOG: 1}
+    with pytest.raises(DescribeError, match="1 requests in a row failed"):         # also where there are fewer than ten to fail
+        describe(Counter({CAT: 1}), ask, path, "m")
+
+
+# --- answers that bring nothing ------------------------------------------------------------------------------------------
+
+def test_duplicates_for_ever_give_the_label_set_up(server, tmp_path):
+    server.good = lambda labels, n, k: f"A {labels[0]} calls once.\nA {labels[0].upper()} calls... once!"
+    report = describe(Counter({DOG: 50, CAT: 1}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1)
+    assert counts(tmp_path / "a.jsonl") == {DOG: 1, CAT: 1} and report.lacks == {DOG: 49}
+    assert "nothing new in 3 calls" in report.given_up[DOG] and CAT not in report.given_up
+    assert len(server.requests) == 5 and report.dropped["duplicate"] == 8        # CAT's second line is a duplicate too
+
+
+def test_a_new_description_now_and_then_is_progress(tmp_path):
+    same, answers = "A dog barks.", [f"A dog barks {i} times." for i in range(4)]
+    ask = ask_text([x for a in answers for x in (a, same, same)] + [same])
+    report = describe(Counter({DOG: 5}), ask, tmp_path / "a.jsonl", "m", workers=1)
+    assert counts(tmp_path / "a.jsonl") == {DOG: 5} and not report.given_up
+
+
+def test_later_calls_say_so_and_differ_and_echoes_of_the_prompt_do_not_count(server, tmp_path):
+    echo = EXAMPLES[DOG].split("\n")[0]
+    server.good = lambda labels, n, k: f"{echo}\nA {labels[0]} calls {k} times." if k != 2 else ""
+    report = describe(Counter({CAT: 5}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1)
+    asked = [r[2]["messages"][1]["content"] for r in server.requests]
+    assert len(set(asked)) == len(asked) == 6 and "already" not in asked[0] and all("write others" in a for a in asked[1:])
+    assert echo in asked[0] and report.dropped == {"duplicate": 5}
+    assert echo not in prompt(DOG, 3)[1]["content"]                        # an example for these labels would be copied
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------------
+
+def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
+    server.pause, path = 0.05, tmp_path / "a.jsonl"
+    plan = Counter({DOG: 130, RAIN: 90, CAT: 70})
+    code = (f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent.parent)!r})\nfrom collections import Counter\n"
+            f"from shards.describe import describe, Endpoint\n"
+            f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', workers=2)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        end = time.monotonic() + 20
+        while not (path.exists() and path.stat().st_size > 3000):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+        with pytest.raises(DescribeError, match="another run is writing"):
+            describe(plan, endpoint(server), path, "m")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = path.read_bytes()
+    assert 0 < counts(path).total() < plan.total()
+    with open(path, "ab") as f:
+        f.write(kept.split(b"\n")[0][:25])                                  # as if the kill had come within a write
+    describe(plan, endpoint(server), path, "m")
+    assert counts(path) == plan and path.read_bytes().startswith(kept)
+
+
+def test_a_file_that_an_editor_saved_keeps_its_last_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"labels": ["dog"], "text": "A dog barks – far away.", "model": "m"}')
+    assert read(path)[0] == {DOG: 1} and path.read_text().endswith("}")     # to look changes nothing
+    describe(Counter({DOG: 2}), ask_text(["A dog barks - FAR away!\nA dog growls at home."]), path, "m")
+    assert [r["text"] for r in rows(path)] == ["A dog barks – far away.", "A dog growls at home."]
+
+
+@pytest.mark.parametrize("line", ["half a li", "[1]", '{"labels": ["dog"]}', '{"labels": ["dog"], "text": 3}', ""])
+def test_a_line_that_is_no_description_is_named_and_left_alone(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"labels": ["dog"], "text": "A dog barks.", "model": "m"}}\n{line}\n')
+    before = path.read_bytes()
+    with pytest.raises(DescribeError, match="a.jsonl, line 2 is no description"):
+        describe(Counter({DOG: 2}), ask_text(["A dog growls at home."]), path, "m")
+    assert path.read_bytes() == before
+
+
+# --- the filter ----------------------------------------------------------------------------------------------------------
+
+OTHERS = {"dog", "cat", "rain", "thunder", "flash flood", "sea waves", "crying baby"}
+
+
+@pytest.mark.parametrize("text, labels, why", [
+    ("A dog barks twice in the distance.", DOG, None),
+    ("Dogs bark.", DOG, "too short"), ("Three dogs bark.", DOG, None),
+    ("A dog " + "barks and " * 18 + "growls.", DOG, None), ("A dog " + "barks and " * 19 + "growls.", DOG, "too long"),
+    ("I'm sorry, but I cannot describe a dog.", DOG, "refusal"), ("I’m sorry, I can’t do that.", DOG, "refusal"),
+    ("As an AI, I have never heard a dog.", DOG, "refusal"),
+    ("A man mutters I'm sorry to his barking dog.", DOG, None),
+    ("I cannot provide audio of a dog.", DOG, "refusal"),
+    ("Here are 20 varied lines about a dog", DOG, "remark"), ("Sure, a dog it is", DOG, "remark"),
+    ("Dog sounds at home:", DOG, "remark"),
+    ("Let me know if you want more dogs.", DOG, "remark"), ("A sure-footed dog barks here and there.", DOG, None),
+    ("The sound of a dog.", DOG, "label only"), ("Rain and thunder, thunder.", RAIN, "label only"),
+    ("The sound of rain falling.", RAIN, None),
+    ("A brown dog barks loudly.", DOG, "visual"), ("You can see a dog barking.", DOG, "visual"),
+    ("A bright, barking dog at home.", DOG, "visual"),
+    ("A dog barks by the sea, unseeing.", DOG, None), ("A dog barks through white noise on a phone.", DOG, None),
+    ("A flash of light, then thunder and rain.", RAIN, "visual"),
+    ("A flash flood roars past as rain falls.", RAIN, None),
+    ("A black capped chickadee sings at dawn.", ("black capped chickadee",), None),
+    ("The blues shuffle rolls on slowly.", ("blues",), None),
+    ("A cat meows at the door.", DOG, "wrong label"), ("A cat hisses while dogs bark.", DOG, None),
+    ("A hound howls at dawn.", DOG, None),
+    ("The cattle low at dawn.", DOG, None), ("Someone sneezes into a scarf near a cat.", ("sneezing",), None),
+    ("A baby sobs while the cat purrs.", ("crying baby",), None),
+])
+def test_the_filter(text, labels, why):
+    assert fault(text, labels, OTHERS) == why
+
+
+@pytest.mark.parametrize("line, text", [
+    ("1. A dog barks.", "A dog barks."), ("12) A dog barks.", "A dog barks."), ("- A dog barks.", "A dog barks."),
+    ("• **A dog** barks.", "A dog barks."),
+    ('3. "A dog barks."', "A dog barks."), ('  "A dog barks.",', "A dog barks."), ("“A dog barks.”", "A dog barks."),
+    ("'A dog's bark.'", "A dog's bark."),
+    ("Dog: A dog barks.", "A dog barks."), ("Labels: dog", "dog"), ("```json", ""), ("[", ""), ("   ", ""),
+    ("A  dog\tbarks.\r", "A dog barks."),
+    ("3 dogs bark.", "3 dogs bark."), ("2.5 seconds of barking.", "2.5 seconds of barking."),
+    ("A man says: go!", "A man says: go!"),
+    ('"Stop!" a man shouts, then "go"', '"Stop!" a man shouts, then "go"'),
+    ('A man shouts "stop"', 'A man shouts "stop"'),
+])
+def test_lines_are_cleaned(line, text):
+    assert clean(line, DOG) == text
+
+
+def test_our_own_examples_pass_our_own_filter():
+    everything = {label for labels in EXAMPLES for label in labels}
+    for labels, shown in EXAMPLES.items():
+        assert all(fault(text, labels, everything) is None and clean(text, labels) == text for text in shown.split("\n"))
+
+
+def test_dropped_lines_are_counted_by_reason_and_a_cut_answer_loses_its_last_line(server, tmp_path):
+    text = ("<think>A dog might growl.\nHm.</think>\nHere are 3 of them:\n1. A dog barks near a wall.\n2. A red dog barks.\n"
+            "3. A dog whi")
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "length"}], "usage": None})
+    server.script = [(200, {}, body)]
+    report = describe(Counter({DOG: 1}), endpoint(server), tmp_path / "a.jsonl", "m")
+    assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == ["A dog barks near a wall."]
+    assert report.dropped == {"remark": 1, "visual": 1} and not report.lacks and whole_lines("<think>never ends", False) == ""
+
+
+# --- a local model -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def tiny(tokenizer, tmp_path_factory):
+    """Folders of random models: a LLaMA with room for our prompt, and a GPT-2 without."""
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    folders = {}
+    for name, model in (("llama", llama()), ("gpt2", gpt2())):
+        if name == "llama":
+            model.config.max_position_embeddings = 4096
+        folders[name] = str(tmp_path_factory.mktemp(name))
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+        config = Path(folders[name], "tokenizer_config.json")
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    return folders
+
+
+def test_a_random_model_brings_nothing_and_ends(tiny, tmp_path):
+    report = describe(Counter({DOG: 3, RAIN: 2}), Local(tiny["llama"], max_tokens=24), tmp_path / "a.jsonl", "m", workers=2)
+    assert report.lacks == {DOG: 3, RAIN: 2} and all("nothing new in 3" in why for why in report.given_up.values())
+    assert report.requests == 6 and report.usage["prompt_tokens"] > 1000 and counts(tmp_path / "a.jsonl") == {}
+
+
+def test_local_sampling_is_repeatable_and_varies_with_the_prompt(tiny):
+    local = Local(tiny["llama"], max_tokens=12)
+    ids = []
+    generate = local.model.generate
+    local.model.generate = lambda **kwargs: ids.append(generate(**kwargs)[:, -12:]) or ids[-1].new_zeros(2, 1)
+    chats = [prompt(DOG, 3), prompt(CAT, 3)]
+    for batch in (chats, chats, chats[::-1]):
+        local.many(batch)
+    assert ids[0].tolist() == ids[1].tolist() != ids[2].tolist()
+
+
+def test_a_local_model_that_writes_well(tiny, tmp_path):
+    """The real tokenizer, template and padding; only what is sampled is put in: n lines, and the end-of-text token."""
+    import torch
+    local, seen = Local(tiny["llama"]), []
+
+    def generate(input_ids, attention_mask, **kwargs):
+        prompts = [local.tokenizer.decode(row[mask.bool()]) for row, mask in zip(input_ids, attention_mask)]
+        seen.append(len(prompts))
+        assert all(p.startswith("user: You write") and p.endswith("assistant: ") for p in prompts)
+        texts = []
+        for p in prompts:
+            labels, n = re.findall(r"Labels: (.*)\nWrite (\d+)", p)[-1]
+            texts.append("\n".join(f"The {labels} sounds {len(seen)} and {i} times." for i in range(int(n))) + "<|endoftext|>")
+        new = local.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids
+        return torch.cat([input_ids, new], 1)
+
+    local.model.generate = generate
+    plan = Counter({DOG: 25, RAIN: 2, CAT: 1})
+    report = describe(plan, local, tmp_path / "a.jsonl", "m", workers=2)
+    assert counts(tmp_path / "a.jsonl") == plan and seen == [2, 2] and not report.dropped
+
+
+def test_a_local_model_that_cannot_serve_says_why(tiny, tokenizer, tmp_path):
+    with pytest.raises(DescribeError, match="context of 128 tokens"):
+        describe(Counter({DOG: 1}), Local(tiny["gpt2"]), tmp_path / "a.jsonl", "m")
+    gpt2().save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")
+    with pytest.raises(DescribeError, match="chat template"):
+        Local(str(tmp_path / "bare"))
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def command(server, tmp_path, monkeypatch, capfd):
+    """Runs main() on two data sets, farm and sky; returns (exit status or message, everything printed)."""
+    plans = {"farm": Counter({DOG: 30, CAT: 1}), "sky": Counter({RAIN: 2})}
+    source = types.ModuleType("shards.audiotia")
+    source.label_sets = lambda name, root: plans[name] if root == str(tmp_path) else pytest.fail(f"root {root}")
+    monkeypatch.setitem(sys.modules, "shards.audiotia", source)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def run(*args):
+        with pytest.raises(SystemExit) as e:
+            main([*args, "--root", str(tmp_path), *([] if "--local" in args else ["--endpoint", server.url, "--model", "m"])])
+        out = capfd.readouterr()
+        return e.value.code, out.out + out.err
+    return run
+
+
+def test_the_command_estimates_describes_and_keeps_the_key_secret(command, server, tmp_path):
+    code, out = command("farm", "sky", "--yes", "--price-in", "1000", "--price-out", "2000", "--workers", "2")
+    assert code is None, out
+    folder = tmp_path / "descriptions"
+    assert counts(folder / "farm.jsonl") == {DOG: 30, CAT: 1} and counts(folder / "sky.jsonl") == {RAIN: 2}
+    assert "farm: 31 descriptions of 2 label sets, 31 to be written" in out and "about 4 requests" in out
+    n = int(re.search(r"([\d,]+) tokens in, 660 out, \$", out)[1].replace(",", ""))
+    sent = sum(len(m["content"]) for r in server.requests for m in r[2]["messages"])
+    assert 0.8 < n / (sent / 4) < 1.1 and f"${(n * 1000 + 660 * 2000) / 1e6:,.2f}" in out
+    assert "farm.jsonl: 31 of 31" in out and "3 requests, 300 tokens in, 30 out, $0.36" in out and "dropped: none" in out
+    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+    assert KEY not in out + "".join(p.read_text() for p in folder.iterdir())
+    assert command("farm")[1].endswith("nothing to do\n") and len(server.requests) == 4       # and needs no --yes
+
+
+def test_the_command_asks_before_it_starts(command, server, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    code, out = command("sky")
+    assert "--yes" in code and "about 1 requests" in out and not server.requests and not (tmp_path / "descriptions").exists()
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
+    for answer, n in (("n", 0), ("", 0), ("y", 1)):
+        monkeypatch.setattr("builtins.input", lambda _: answer)
+        code, _ = command("sky")
+        assert (code is None) == (answer == "y") and len(server.requests) == n
+
+
+def test_per_label_and_limit(command, tmp_path):
+    assert command("farm", "--yes", "--limit", "1", "--per-label", "2")[0] is None
+    assert counts(tmp_path / "descriptions" / "farm.jsonl") == {DOG: 2}
+
+
+def test_the_command_says_what_lacks_and_fails(command, server):
+    server.good = lambda labels, n, k: f"A {labels[0]} calls once.\nA pink {labels[0]} calls."
+    code, out = command("farm", "--yes", "--workers", "1")
+    assert "29 descriptions lack" in code and "dropped: 5 visual" in out
+    assert "given up: dog (29 lacking): nothing new in 3 calls" in out
+    server.script = [(401, {}, f"who is {KEY}?")]
+    code, out = command("sky", "--yes")
+    assert "401" in code and KEY not in code + out
+    assert "--local takes neither" in command("sky", "--local", "x", "--model", "y")[1] and command("sky", "--workers", "0")[0] == 2
+
+
+def test_the_command_with_a_local_model(command, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Local.__init__, "__defaults__", (16,))
+    code, out = command("sky", "--yes", "--local", tiny["llama"])
+    assert "2 descriptions lack" in code and "given up: rain, thunder (2 lacking)" in out
+    assert "nowhere" in command("sky", "--yes", "--local", str(tmp_path / "nowhere"))[0]
+
+
+def test_the_script_finds_the_project_from_anywhere(tmp_path):
+    out = subprocess.run([sys.executable, module.__file__, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
+
+
+def test_the_estimate_counts_only_what_lacks():
+    plan = Counter({DOG: 45, CAT: 20})
+    whole, part = estimate(plan, Counter()), estimate(plan, Counter({DOG: 40, CAT: 25}))
+    assert whole["requests"] == 4 and whole["out"] == 65 * 20 and part["requests"] == 1 and part["out"] == 100
+    assert 3.5 < whole["in"] / part["in"] < 4.5

@@ -1,0 +1,632 @@
+import csv
+import json
+import math
+import pickle
+import random
+import re
+import sys
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchmetrics import MetricCollection
+from torchmetrics.functional.text import bleu_score
+
+import metrics as module
+from metrics import CiderD, Spice, SpiceMissing, Spider, bleu, bleu_counts, cider_d, ptb_tokenize, rouge_l
+
+# copied from shared/vectors (see its README): a text and below it the tokens that coco-caption keeps
+PTB = r"""
+cannot gonna gotta lemme gimme wanna dunno whaddya d'ye more'n 'tis 'twas whatcha outta kinda sorta
+can not gon na got ta lem me gim me wan na dunno whaddya d'ye more 'n 't is 't was whatcha outta kinda sorta
+don't can't won't isn't DON'T ain't he'll they'd I'm we've you're it's its' dogs' James's o'clock y'all rock'n'roll rock 'n' roll 'em 'til '80s 80's the '90's ol' ma'am
+do n't ca n't wo n't is n't do n't ai n't he 'll they 'd i 'm we 've you 're it 's its dogs james 's o'clock y' all rock 'n' roll rock 'n' roll 'em 'til '80s 80 's the 90 's ol' ma'am
+dont't n't can`t can’t it’s “quoted” ‘single’ don´t
+dont t n't ca n`t ca n't it 's quoted single don ´ t
+a(b) (paren) [bracket] {curly} <tag> <br/> a<b
+a -lrb- b -rrb- -lrb- paren -rrb- -lsb- bracket -rsb- -lcb- curly -rcb- <tag> <br/> a < b
+R&B R&B/soul AT&T r&b, Q&A d&b drum&bass & a & b B&W
+r&b r&b / soul at&t r & b q&a d & b drum & bass & a & b b&w
+4/4 6/8 3/4-time and/or w/ w/o c/o audio/video flute/string/brass a/b/c 1/2 / slash /slash
+4/4 6/8 3/4-time and/or w / w/o c/o audio/video flute/string/brass a/b/c 1/2 / slash / slash
+12,000 1,000.5 3.14 .5 10% $5 $5.00 #1 50# 5th 80s 3D 2nd 4x4 100bpm 120 bpm 10-20 5-10s -5 +5 1980s 12'' 12" 6'2"
+12,000 1,000.5 3.14 .5 10 % $ 5 $ 5.00 # 1 50 # 5th 80s 3d 2nd 4x4 100bpm 120 bpm 10-20 5-10s -5 +5 1980s 12 12 6 2
+e-guitar hi-hat lo-fi -dash- dash- -dash mid--dash a - b a -- b a --- b a---b well-known- well- -well
+e-guitar hi-hat lo-fi dash dash dash mid dash a b a b a b a b well-known well well
+Mr. Smith Dr. Dre St. Louis U.S. U.S.A. u.s. e.g. i.e. etc. vs. a.m. p.m. 5 p.m. ft. feat. Inc. Ltd. Co. Jan. No. 5 No. yes
+mr. smith dr. dre st. louis u.s. u.s.a. u.s. e.g. i.e. etc. vs. a.m. p.m. 5 p.m. ft. feat inc. ltd. co. jan. no. 5 no yes
+the end. the end.. the end... the end.... end…end end?! what? what?! hey! hey!! ;) :) :-( a: b; c
+the end the end the end the end end end end ?! what what ?! hey hey !! ;-rrb- :-rrb- :--lrb- a b c
+10:30 10:30pm 9:00 a.m. 9am. 5pm. song.The background.the bang.and speed.and end.I A.B. A.B.C. x.y
+10:30 10:30 pm 9:00 a.m. 9am 5pm song.the background.the bang.and speed.and end.i a.b. a.b.c. x.y
+http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __x__ snake_case_word
+http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __ x __ snake_case_word
+* star* *star* ** ~ ~tilde ^ \\ back\\slash | a|b = a=b + a+b C++ C# F# Bb A# F#m
+* star * * star * ** ~ ~ tilde ^ \ \ back \ \ slash | a | b = a = b + a + b c++ c# f# bb a # f# m
+café naïve São Niño 日本語 über… – — en–dash em—dash ½ £5 €5 ° 25°C © ™ • bullet “ ” ‘ ’
+café naïve são niño 日本語 über en dash em dash 1/2 # 5 $ 5 ° 25 ° c © ™ • bullet
+'hello' 'hello world' "hello" "hello world" `hello' ``hello'' ''hello'' 'a' 's 'S 't it 's
+hello hello world hello hello world hello hello hello a 's 's t it 's
+x 's' dog's-ear mother-in-law's 20's 1980's O'Neil D'Angelo d'etre l'amour jack-o'-lantern
+x 's dog 's ear mother-in-law 's 20 's 1980 's o'neil d'angelo d'etre l'amour jack-o lantern
+hmm... no...yes a..b ..start .start
+hmm no yes a. b start start
+I'd've shouldn't've who'd'a
+i 'd 've should n't 've who 'd a
+Ph.D. Ph.D M.D. Jr. Sr. Mrs. Ms. Prof. Gen. Rev. Capt. Lt. Ave. Blvd. Rd. Mt.
+ph.d. ph.d m.d. jr. sr. mrs. ms. prof. gen. rev. capt. lt. ave. blvd. rd. mt.
+tv. T.V. t.v. P.A. p.a. A. B. a. b. T. t. end of t. end of T.
+tv t.v. t.v. p.a. p.a. a. b. a. b. t. t. end of t. end of t.
+sounds,then sounds ,then a,b 1,2 1, 2 a;b a:b 3:1 a.1 1.a 3rd. 1.2.3 192.168.0.1
+sounds then sounds then a b 1,2 1 2 a b a b 3:1 a. 1 1 a 3rd 1.2.3 192.168.0.1
+"""
+# prediction | reference | ...
+OWN = """
+A dog barks twice while a car drives by. | A dog is barking as a car passes by. | A car drives past and a dog barks. | Dog
+    barking, then a vehicle passing | A dog barks two times near a road.
+Rain falls on a tin roof | Heavy rain falls on a tin roof. | Rain is hitting a metal roof | The rain patters on a rooftop |
+    Rainfall on a hard surface | Water drips onto a roof made of tin
+A man speaks and a crowd laughs | A man is speaking and people laugh | A man gives a speech as an audience is laughing | A
+    man's voice, followed by laughter
+An engine idles, then it revs loudly | A motor is idling and revving | An engine idles and then revs up loudly | A truck
+    engine revs
+Birds chirp in the distance | Birds are chirping in the background | Several birds tweet far away
+Someone isn't playing the high-pitched whistle (softly) | A person can't play a high-pitched whistle | A "high-pitched"
+    whistle is blown softly | Someone blows a whistle (quietly)
+water flows | Water is flowing in a small stream | A stream of water gurgles | water flows
+A baby cries; a woman sings a lullaby... | A baby is crying while a woman sings | A woman sings to a crying baby | An infant
+    cries and a woman is singing softly
+Two people talk at 10:30 p.m. in the U.S. | People are talking at 10:30 p.m. | Two people talk late at night in the U.S. | A
+    man and a woman have a conversation
+music music music music plays | Upbeat music plays | Electronic music is playing with a 4/4 beat | R&B music plays over a
+    speaker
+A café's espresso machine hisses | An espresso machine is hissing in a café | Steam hisses from a coffee machine | A machine
+    hisses while cups clink
+A train horn blows as it's approaching the station | A train blows its horn | A train horn blares while the train approaches |
+    The horn of a train blows loudly as it comes closer to the station | A train is approaching and it honks | train horn
+"""
+SCORES = {      # CIDEr-D, ROUGE-L, BLEU-1..4 by coco-caption, its counts, and what it gives per item
+    'own_small_v1': dict(
+        score=[1.5967442464727866, 0.665397059293529, 0.7976190476095522, 0.604628312946034, 0.41815341880633045,
+            0.25866223903782143],
+        counts=[67, 33, 12, 3, 84, 72, 60, 49, 84, 80],
+        cider_d=[2.0285465163311702, 2.70620239699198, 0.5686884836581835, 1.434702283028482, 0.9351195045479743,
+            1.4196771019817653, 1.9796740513594735, 2.1548642285015385, 2.035871471469336, 0.7642996805979198,
+            1.6398357404563133, 1.4934494987493072],
+        rouge_l=[0.5555555555555556, 0.9104477611940297, 0.42857142857142855, 0.7904967602591793, 0.5366568914956013,
+            0.48605577689243035, 1.0, 0.625, 0.7777777777777778, 0.5236051502145923, 0.5, 0.850597609561753],
+        bleu_4=[6.55996556926105e-05, 0.9999999995958335, 8.307018471648734e-09, 6.14788152834528e-05, 1.2574334290280229e-08,
+            7.506238536604585e-09, 0.0009999999991250007, 5.721248422925795e-05, 8.555261856594855e-05, 9.302577370852147e-09,
+            1.428720214271959e-08, 5.1697315389526734e-05]),
+    'own_small_v1_single_ref': dict(
+        score=[2.122791293415276, 0.4482817025730408, 0.47619047618480725, 0.3544874830768139, 0.23248803308725535,
+            0.16654505646512538],
+        counts=[40, 19, 6, 3, 84, 72, 60, 49, 84, 80],
+        cider_d=[1.7858270956248112, 8.842327825487091, 1.2985637176857003, 0.0, 1.7999139822007393, 1.2550021667288358,
+            0.5953620552102069, 2.977365311828157, 2.3507472077390013, 1.1911115214127102, 2.1977227406902666,
+            1.179551896375789],
+        rouge_l=[0.5555555555555556, 0.9104477611940297, 0.42857142857142855, 0.0, 0.5366568914956013, 0.34014869888475835,
+            0.20198675496688742, 0.625, 0.5532879818594103, 0.5236051502145923, 0.2785388127853881, 0.42558139534883715],
+        bleu_4=[7.583235671536399e-09, 0.8464817245484947, 7.730551754367208e-09, 1.857505799560655e-16,
+            1.0294994182935423e-08, 4.939382736523921e-09, 1.2274570254139038e-08, 5.4663255680950514e-05, 4.032989116198e-05,
+            1.1362193661029629e-08, 8.748468734740506e-09, 5.3077121704368895e-09]),
+    'own_empty_candidate': dict(
+        score=[1.2594071443257384, 0.5323789875061593, 0.6230406263948198, 0.47785034707225355, 0.3989796269250969,
+            0.34080171939441684],
+        counts=[16, 8, 5, 3, 20, 17, 14, 11, 20, 25],
+        cider_d=[0.0, 2.672390992887384, 0.9296761213783351, 1.4355614630372346],
+        rouge_l=[0.0, 0.9104477611940297, 0.42857142857142855, 0.7904967602591793],
+        bleu_4=[0.0, 0.9999999995958335, 8.307018471648734e-09, 6.14788152834528e-05]),
+}
+SPICE = [       # id, F, true and false positives, false negatives: the stand-in's answers
+    ['identical', 1.0, 4, 0, 0], ['synonym_object', 1.0, 2, 0, 0], ['synonym_verb_attr', 1.0, 2, 0, 0], ['no_overlap', 0.0, 0,
+    2, 2], ['merge_in_refs', 0.8, 2, 0, 1], ['relation_partial', 0.4444444444444445, 2, 3, 2], ['be_prefix_relation', 1.0, 3,
+    0, 0], ['duplicate_test_tuples', 0.8, 2, 0, 1], ['cardinality_color_size', 0.888888888888889, 4, 0, 1], ['empty_test',
+    0.0, 0, 0, 1], ['empty_ref', 0.0, 0, 1, 0]
+]
+
+
+def own(name="own_small_v1"):
+    rows = [line.split(" | ") for line in OWN.replace("\n    ", " ").strip().split("\n")]
+    preds, target = [row[0] for row in rows], [row[1:] for row in rows]
+    if name == "own_small_v1_single_ref":
+        target = [refs[:1] for refs in target]
+    if name == "own_empty_candidate":
+        preds, target = ["", *preds[1:4]], target[:4]
+    return preds, target
+
+
+def real(shared, entry):
+    """The captions of one of caption_scores.json's sets, rebuilt as its `source` says."""
+    name = entry["name"]
+    if "candidates" in entry:
+        return entry["candidates"], entry["references"]
+    if name == "coco_val2014_fakecap":
+        rows = json.loads((shared / "vectors/coco_fakecap.json").read_text())
+        return [row["candidate"] for row in rows], [row["references"] for row in rows]
+    clips, rot = {}, int(name[-1])
+    if name.startswith("audiocaps"):
+        for row in rows_of(shared / "data/audiocaps/test.csv"):
+            clips.setdefault(row["youtube_id"], []).append(row["caption"])
+    else:
+        for row in rows_of(shared / "data/clotho/clotho_captions_evaluation.csv"):
+            clips[row["file_name"]] = [row[f"caption_{i}"] for i in range(1, 6)]
+    return [c[rot] for c in clips.values()], [c[:rot] + c[rot + 1:] for c in clips.values()]
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def entries(shared):
+    return json.loads((shared / "vectors/caption_scores.json").read_text())["sets"]
+
+
+def all_scores(preds, target):
+    counts = bleu_counts(preds, target)
+    return [cider_d(preds, target).mean().item(), rouge_l(preds, target).mean().item(), *bleu(counts.sum(0)).tolist()], counts
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- tokens ---
+
+def test_tokens_are_the_original_ones():
+    lines = PTB.strip("\n").split("\n")
+    assert len(lines) == 42
+    for text, tokens in zip(lines[::2], lines[1::2]):
+        assert ptb_tokenize(text) == tokens.split()
+
+
+def test_tokens_of_every_vector(shared):
+    vectors = json.loads((shared / "vectors/ptb_tokenizer_vectors.json").read_text())
+    differ = [v["text"] for v in vectors if ptb_tokenize(v["text"]) != v["filtered"]]
+    assert len(vectors) == 73 and differ == []
+
+
+def test_tokens_of_anything():
+    assert ptb_tokenize("") == ptb_tokenize(" \n\t") == ptb_tokenize("... , -- '' ?!"[:11]) == []
+    assert ptb_tokenize("A dog\n\nbarks.\r\nIt rains") == "a dog barks it rains".split()
+    assert ptb_tokenize("🎵music🎵 &amp; 日本語") == ["music", "&", "日本語"]
+    assert ptb_tokenize("in A. The B. minor") == ["in", "a", "the", "b.", "minor"]
+    for odd in ("\ud800", "\0", "<" * 500, "((" * 500, "a-" * 500, "a.b" * 500, "'" * 500, "x" * 5000, "1,1" * 500):
+        started = time.process_time()
+        ptb_tokenize(odd)
+        assert time.process_time() - started < 1, odd[:4]           # no rule goes back and forth
+
+
+# --- values ---
+
+@pytest.mark.parametrize("name", SCORES)
+def test_own_sets(name):
+    preds, target = own(name)
+    want = SCORES[name]
+    scores, counts = all_scores(preds, target)
+    assert scores == pytest.approx(want["score"], abs=1e-9)
+    assert counts.sum(0).tolist() == want["counts"]
+    for got, key in ((cider_d(preds, target), "cider_d"), (rouge_l(preds, target), "rouge_l"), (bleu(counts)[:, 3], "bleu_4")):
+        assert got.dtype == torch.float64 and got.shape == (len(preds),)
+        torch.testing.assert_close(got, double(want[key]), rtol=0, atol=1e-9)
+
+
+def test_reference_scores(shared):
+    seen = 0
+    for entry in entries(shared):
+        preds, target = real(shared, entry)
+        assert len(preds) == entry["n"]
+        want, (scores, counts) = entry["coco_caption"], all_scores(preds, target)
+        keys = ["cider_d", "rouge_l", "bleu_1", "bleu_2", "bleu_3", "bleu_4"]
+        assert scores == pytest.approx([want[key] for key in keys], abs=1e-9), entry["name"]
+        c = want["bleu_counts"]
+        assert counts.sum(0).tolist() == [*c["correct"], *c["guess"], c["testlen"], c["reflen"]]
+        if "per_item" in want:
+            torch.testing.assert_close(cider_d(preds, target), double(want["per_item"]["cider_d"]), rtol=0, atol=1e-9)
+            torch.testing.assert_close(rouge_l(preds, target), double(want["per_item"]["rouge_l"]), rtol=0, atol=1e-9)
+            torch.testing.assert_close(bleu(counts)[:, 3], double(want["per_item"]["bleu_4"]), rtol=0, atol=1e-9)
+        for key, value in entry.get("published", {}).items():
+            if key in keys:
+                assert round(want[key], 3) == value
+        seen += 1
+    assert seen == 7
+
+
+def plain_cider_d(preds, target):
+    """Vedantam et al.'s formulas with dictionaries, caption by caption."""
+    def vector(text):
+        words = ptb_tokenize(text)
+        return [Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1)) for n in range(1, 5)]
+    documents = Counter(g for refs in target for g in {g for ref in refs for grams in vector(ref) for g in grams})
+    weigh = [lambda grams: {g: c * (math.log(len(preds)) - math.log(max(1, documents[g]))) for g, c in grams.items()}] * 4
+    scores = []
+    for pred, refs in zip(preds, target):
+        a, total = [w(g) for w, g in zip(weigh, vector(pred))], 0
+        for ref in refs:
+            b = [w(g) for w, g in zip(weigh, vector(ref))]
+            far = sum(vector(pred)[1].values()) - sum(vector(ref)[1].values())
+            for u, v in zip(a, b):
+                norm = math.sqrt(sum(x * x for x in u.values()) * sum(x * x for x in v.values()))
+                dot = sum(min(x, v.get(g, 0)) * v.get(g, 0) for g, x in u.items())
+                total += dot / norm * math.exp(-far ** 2 / 72) if norm else 0
+        scores.append(10 * total / 4 / len(refs))
+    return scores
+
+
+def babble(rng, n, most=12):
+    text = lambda: " ".join(rng.choices("rain dog bark loud car wind and a the near".split(), k=rng.randint(0, most)))
+    return [text() for _ in range(n)], [[text() for _ in range(rng.randint(1, 5))] for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cider_d_is_its_formula(seed):
+    preds, target = babble(random.Random(seed), [1, 2, 3, 9, 20, 40][seed], most=[12, 12, 3, 12, 30, 1][seed])
+    assert cider_d(preds, target).tolist() == pytest.approx(plain_cider_d(preds, target), abs=1e-12)
+
+
+def plain_rouge_l(pred, refs):
+    def common(a, b):
+        table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+        return table[-1][-1]
+    pred, refs = ptb_tokenize(pred), [ptb_tokenize(ref) for ref in refs]
+    p = max(common(pred, ref) / max(len(pred), 1) for ref in refs)
+    r = max(common(pred, ref) / max(len(ref), 1) for ref in refs)
+    return 2.44 * p * r / (r + 1.44 * p) if p * r else 0
+
+
+def test_rouge_l_is_its_formula():
+    preds, target = babble(random.Random(0), 40, most=90)           # longer than a machine word, too
+    assert rouge_l(preds, target).tolist() == pytest.approx([plain_rouge_l(*x) for x in zip(preds, target)], abs=1e-12)
+
+
+def test_bleu_against_torchmetrics():
+    preds, target = babble(random.Random(1), 60)
+    preds[::2] = [refs[-1] + " loud car" for refs in target[::2]]
+    joined = [" ".join(ptb_tokenize(pred)) for pred in preds]
+    refs = [sorted((" ".join(ptb_tokenize(ref)) for ref in refs), key=lambda ref: len(ref.split())) for refs in target]
+    mine = bleu(bleu_counts(preds, target).sum(0))
+    for n in range(1, 5):
+        assert bleu_score(joined, refs, n_gram=n).item() == pytest.approx(mine[n - 1].item(), abs=1e-6)
+
+
+def test_bleu_of_a_resampled_set_needs_no_counting_anew():
+    preds, target = own()
+    draw = torch.randint(12, (5, 12), generator=torch.Generator().manual_seed(0))
+    weights = torch.stack([row.bincount(minlength=12) for row in draw]).double()
+    got = bleu(weights @ bleu_counts(preds, target))                # (5, 4)
+    for row, scores in zip(draw, got):
+        again = bleu(bleu_counts([preds[i] for i in row], [target[i] for i in row]).sum(0))
+        torch.testing.assert_close(scores, again, rtol=0, atol=1e-12)
+
+
+def test_a_caption_against_itself():
+    preds, target = own()
+    target = [[pred] for pred in preds]
+    long = torch.tensor([len(ptb_tokenize(pred)) >= 4 for pred in preds])
+    torch.testing.assert_close(cider_d(preds, target)[long], double([10.] * int(long.sum())))
+    assert rouge_l(preds, target).tolist() == pytest.approx([1.] * 12)
+    assert bleu(bleu_counts(preds, target).sum(0)).tolist() == pytest.approx([1.] * 4)
+
+
+# --- bad and strange input ---
+
+def test_empty_and_strange_predictions():
+    preds, target = own()
+    for odd in ("", "   ", "...", "日本語の文章です", "word " * 1000, "😀", "\ud800", "a\nb\u2028c\0", '"image_id"'):
+        scores, counts = all_scores([odd, *preds[1:]], target)
+        assert all(math.isfinite(s) for s in scores) and counts.isfinite().all()
+        assert cider_d([odd, *preds[1:]], target)[0] == rouge_l([odd, *preds[1:]], target)[0] == 0 or odd[0] == "a"
+        metric = CiderD()
+        metric.update([odd, *preds[1:]], target)
+        assert metric.compute().item() == pytest.approx(scores[0], abs=1e-12)
+    nothing = all_scores([""] * 3, [["", "..."], [""], ["a dog"]])[0]
+    assert nothing == pytest.approx([0] * 6)
+    assert all_scores(preds, [[*refs, ""] for refs in target])[0][1:] == pytest.approx(all_scores(preds, target)[0][1:])
+    assert len(cider_d([], [])) == len(rouge_l([], [])) == len(bleu_counts([], [])) == 0
+
+
+@pytest.mark.parametrize("preds, target, message", [
+    (["a", "b"], [["a"]], "2 predictions but 1 lists"),
+    (["a", "b"], [["a"], []], "item 1: the list of references is empty: leave the item out"),
+    (["a", "b"], [["a"], "b"], r"item 1: the references are 'b', not a list of str: put \[\]"),
+    (["a"], [None], "item 0: the references are None"),
+    (["a"], [["a", None]], "item 0: the reference None is not a str"),
+    (["a", None], [["a"], ["b"]], "prediction 1 is None, not a str: give ''"),
+    ("a", ["a"], "not a single str"),
+    (["a"], "a", "not a single str"),
+])
+def test_bad_input_says_which_item(preds, target, message):
+    for function in (cider_d, rouge_l, bleu_counts, CiderD().update):
+        with pytest.raises(ValueError, match=message):
+            function(preds, target)
+
+
+def test_nothing_to_score():
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="call update first"):
+        CiderD().compute()
+    metric = CiderD()
+    metric.update([], [])
+    with pytest.raises(ValueError, match="call update first"):
+        metric.compute()
+
+
+# --- Metric ---
+
+def test_batches_are_one_set():
+    preds, target = own()
+    whole = cider_d(preds, target).mean().item()
+    for size in (1, 5, 12):
+        metric = CiderD()
+        for i in range(0, 12, size):
+            metric.update(preds[i:i + size], tuple(target[i:i + size]))
+        assert metric.compute().dtype == torch.float64 and metric.compute().shape == ()
+        assert metric.compute().item() == pytest.approx(whole, abs=1e-12)
+    metric.reset()
+    batch = metric(preds[:5], target[:5])                               # forward: this batch's own score
+    assert batch.item() == pytest.approx(cider_d(preds[:5], target[:5]).mean().item(), abs=1e-12)
+    metric(preds[5:], target[5:])
+    assert metric.compute().item() == pytest.approx(whole, abs=1e-12)
+    other, part = CiderD(), CiderD()
+    other.update(preds[:5], target[:5])
+    part.update(preds[5:], target[5:])
+    part.merge_state(other)
+    assert part.compute().item() == pytest.approx(whole, abs=1e-12)
+
+
+def test_pickled_cloned_and_collected():
+    preds, target = own()
+    metric = CiderD()
+    metric.update(preds[:5], target[:5])
+    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        copy.update(preds[5:], target[5:])
+        assert copy.compute().item() == pytest.approx(SCORES["own_small_v1"]["score"][0], abs=1e-9)
+    metric.update(preds[5:], target[5:])
+    assert pickle.loads(pickle.dumps(metric)).compute() == metric.compute()
+    both = MetricCollection({"a": CiderD(), "b": CiderD()})             # torchmetrics keeps equal states once
+    for i in (0, 5, 9):
+        both.update(preds[i:{0: 5, 5: 9, 9: 12}[i]], target[i:{0: 5, 5: 9, 9: 12}[i]])
+    assert len(both.compute_groups) == 1
+    assert {k: v.item() for k, v in both.compute().items()} == pytest.approx(dict.fromkeys("ab", metric.compute().item()))
+
+
+def rank_main(rank, folder):
+    """One of two Gloo processes: all splits of the captions over the ranks, also with nothing for one of them."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    (preds, target), results = own(), []
+    for split in ([7, 5], [1, 11], [12, 0], [0, 12]):
+        mine = slice(0, split[0]) if rank == 0 else slice(split[0], 12)
+        for make in (CiderD, lambda: MetricCollection({"cider_d": CiderD(), "again": CiderD()})):
+            metric = make()
+            for i in range(*mine.indices(12)):
+                metric.update(preds[i:i + 1], target[i:i + 1])
+            value = metric.compute()
+            results.append(value["cider_d"].item() if isinstance(value, dict) else value.item())
+            if rank == 1 and isinstance(metric, CiderD):                # after compute, the rank has its own captions again
+                metric.update(["x"], [["x"]])
+                results.append(len(metric.captions()[0]))
+            elif isinstance(metric, CiderD):
+                results.append(None)
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no Gloo")
+def test_two_processes_score_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    context = mp.spawn(rank_main, (str(tmp_path),), nprocs=2, join=False)
+    until = time.monotonic() + 240
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < until, "the ranks wait for each other"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    for rank in (0, 1):
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        kept = results[1::3]
+        scores = [x for i, x in enumerate(results) if i % 3 != 1]
+        assert scores == pytest.approx([SCORES["own_small_v1"]["score"][0]] * 8, abs=1e-9)
+        assert kept == ([None] * 4 if rank == 0 else [6, 12, 1, 13])
+
+
+def test_audiocaps_in_well_under_a_second(shared):
+    entry = next(e for e in entries(shared) if e["name"] == "audiocaps_test_rot0")
+    preds, target = real(shared, entry)
+    module._tokens.cache_clear()
+    started = time.process_time()
+    metric = CiderD()
+    for i in range(0, 975, 64):
+        metric.update(preds[i:i + 64], target[i:i + 64])
+    assert metric.compute().item() == pytest.approx(entry["coco_caption"]["cider_d"], abs=1e-9)
+    all_scores(preds, target)
+    assert time.process_time() - started < 2                # 0.2 s on a slow core; others may be using it
+
+
+# --- SPICE with a stand-in for Java ---
+
+STAND_IN = '''#!{python} -S
+import json, os, sys, time
+args, mode = sys.argv[1:], os.environ.get("STAND_IN", "")
+if args == ["-version"]:
+    if mode == "broken":
+        sys.exit("Unable to locate a Java Runtime")
+    print("Picked up JAVA_TOOL_OPTIONS: -Dx=y", 'openjdk version "{version}" 2025-04-15', sep="\\n", file=sys.stderr)
+    sys.exit()
+open({log!r}, "a").write(json.dumps(args) + "\\n")
+assert args[0].startswith("-Xmx") and args[2] == "-cp" and args[4] == "edu.anu.spice.SpiceScorer"
+items = json.load(open(args[5]))
+answers = {{x[0]: x[1:] for x in {answers!r}}}
+print("Initiating Stanford parsing pipeline", "Parsing reference captions", "Parsing test captions", sep="\\n", file=sys.stderr)
+if mode == "fail":
+    sys.exit("java.lang.OutOfMemoryError: Java heap space")
+if mode == "hang":
+    os.execv("/bin/sleep", ["sleep", "600"])
+assert all(isinstance(x["test"], str) and x["test"].strip() and isinstance(x["refs"], list) for x in items)
+f, tp, fp, fn = zip(*(answers.get(x["test"], [0.5, 1, 1, 1]) for x in items))
+images = len(items) - (mode == "short")
+print("********  SPICE Evaluation  ********", "", "All tuples", "  f-score:\\t%.3f (SPICE metric)" % (sum(f) / len(f)),
+      "  precision:\\t%.3f" % 0.9, "  recall:\\t%.3f" % 0.8, "  true pos:\\t%d" % sum(tp), "  false pos:\\t%d" % sum(fp),
+      "  false neg:\\t%d" % sum(fn), "  num images:\\t%d" % images, "", sep="\\n") if mode != "garbage" else print("?\\x00" * 50)
+if args[6:]:
+    assert args[6] == "-out" and len(args) == 8
+    none = dict(pr=None, re=None, f=None, fn=0, numImages=1, fp=0, tp=0)
+    rows = [dict(scores=dict(All=dict(pr=0.9, re=0.8, f=a, fn=d, numImages=1, fp=c, tp=b), Color=none), image_id=x["image_id"])
+            for x, a, b, c, d in zip(items, f, tp, fp, fn)][:images]
+    open(args[7], "w").write("[1, {{" if mode == "garbage" else json.dumps(rows, indent=2))
+print("SPICE evaluation took: 6.285 s")
+'''
+NAMES = [row[0] for row in SPICE]
+TARGETS = [["ein Hund", f"a {name}"] for name in NAMES]
+MEAN = sum(row[1] for row in SPICE) / len(SPICE)
+
+
+@pytest.fixture
+def java(tmp_path, monkeypatch):
+    """java(version) puts a stand-in on PATH and the jars' names into SPICE_HOME; java.runs() is what it was called with."""
+    home, log = tmp_path / "SPICE home", tmp_path / "log"
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+
+    def make(version="17.0.15", folder="bin"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        path = tmp_path / folder / "java"
+        path.write_text(STAND_IN.format(python=sys.executable, version=version, log=str(log), answers=SPICE))
+        path.chmod(0o755)
+        (home / "lib").mkdir(parents=True, exist_ok=True)
+        for name in module._PIECES:
+            (home / name).touch()
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+        monkeypatch.setenv("SPICE_HOME", str(home))
+        return home
+    make.runs = lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    module._run_spice.cache_clear()
+    return make
+
+
+def test_spice_reads_the_printed_mean(java):
+    home = java()
+    metric = Spice()
+    for i in range(0, 11, 4):
+        metric.update(NAMES[i:i + 4], TARGETS[i:i + 4])
+    assert metric.compute().dtype == torch.float64
+    assert metric.compute().item() == pytest.approx(round(MEAN, 3), abs=1e-12)
+    assert metric.per_item(NAMES, TARGETS) is None
+    run, = java.runs()                                                  # one Java for all three
+    assert run[3].split(":") == [f"{home}/spice-1.0.jar", f"{home}/lib/*"]
+    assert not {"-cache", "-silent", "-out"} & set(run) and "-Duser.language=en" in run
+    assert pickle.loads(pickle.dumps(metric)).compute().item() == metric.compute().item()
+
+
+@pytest.mark.parametrize("version", ["1.8.0_292", "11.0.2", "21"])
+def test_spice_reads_exact_scores_where_there_is_an_engine(java, version):
+    home = java(version)
+    if version == "21":
+        (home / "lib/nashorn-core-15.4.jar").touch()
+    metric = Spice(home=str(home), memory="2G")
+    metric.update(NAMES, TARGETS)
+    assert metric.compute().item() == pytest.approx(MEAN, abs=1e-12)
+    torch.testing.assert_close(metric.per_item(NAMES, TARGETS), double([row[1] for row in SPICE]), rtol=0, atol=1e-12)
+    run, = java.runs()
+    assert run[0] == "-Xmx2G" and "-out" in run and not {"-cache", "-silent"} & set(run)
+
+
+@pytest.mark.parametrize("version", ["17", "11.0.2"])
+def test_predictions_without_a_token_are_not_sent(java, version):
+    java(version)
+    metric = Spice()
+    preds = ["", "identical", "...", "identical"]
+    metric.update(preds, [["a"]] * 4)
+    assert metric.compute().item() == 0.5
+    if version != "17":
+        assert metric.per_item(preds, [["a"]] * 4).tolist() == [0, 1, 0, 1]
+    metric.reset()
+    metric.update(["", "-"], [["a"]] * 2)
+    assert metric.compute().item() == 0
+    assert metric.per_item(["", "-"], [["a"]] * 2).tolist() == [0, 0]
+    assert len(java.runs()) == 1
+
+
+def test_spider_is_the_mean_of_both_and_shares_the_run(java):
+    java("11.0.2")
+    preds, target = own()
+    both = MetricCollection({"cider_d": CiderD(), "spice": Spice(), "spider": Spider()})
+    both.update(preds[:4], target[:4])
+    both.update(preds[4:], target[4:])
+    scores = {key: value.item() for key, value in both.compute().items()}
+    assert scores["spice"] == 0.5 and scores["cider_d"] == pytest.approx(SCORES["own_small_v1"]["score"][0], abs=1e-9)
+    assert scores["spider"] == pytest.approx((scores["spice"] + scores["cider_d"]) / 2, abs=1e-12)
+    assert both["spider"].per_item(preds, target).mean().item() == pytest.approx(scores["spider"], abs=1e-12)
+    assert len(java.runs()) == 1
+    java("17.0.1")
+    assert Spider().per_item(preds, target) is None
+
+
+@pytest.mark.parametrize("mode, version, message", [
+    ("fail", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
+    ("garbage", "17", "names no score"),
+    ("garbage", "11", "Expecting property name"),
+    ("short", "17", "mean of .* over 10 captions"),
+    ("short", "11", "mean of .* over 10 captions"),
+    ("hang", "17", "out of time: give a longer timeout"),
+])
+def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
+    java(version)
+    metric = Spice(timeout=1 if mode == "hang" else 60)
+    metric.update(NAMES, TARGETS)
+    monkeypatch.setenv("STAND_IN", mode)
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match=f"(?s)no score for 11 captions.*{message}"):
+        metric.compute()
+    assert time.monotonic() - started < 30
+    monkeypatch.delenv("STAND_IN")
+    assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)      # a failure is not remembered
+
+
+def test_a_java_that_has_gone(java, tmp_path):
+    java()
+    metric = Spice()
+    metric.update(NAMES, TARGETS)
+    (tmp_path / "bin/java").unlink()
+    with pytest.raises(RuntimeError, match="no score for 11 captions.*No such file"):
+        metric.compute()
+
+
+def test_all_that_is_missing_is_named_at_once(java, tmp_path, monkeypatch):
+    home = java()
+    Spice()
+    monkeypatch.setenv("STAND_IN", "broken")
+    with pytest.raises(SpiceMissing, match=r"Java 8 or later \(.*bin/java\): apt-get install default-jre-headless"):
+        Spice()
+    (home / "lib/stanford-corenlp-3.6.0-models.jar").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SpiceMissing) as missing:
+        Spider()
+    lines = str(missing.value).split("\n  ")[1:]
+    assert [line.split(" (")[0] for line in lines] == ["Java 8 or later", "lib/stanford-corenlp-3.6.0-models.jar"]
+    assert f"-d '{home}'/lib" in lines[1] and "none on PATH or in JAVA_HOME" in lines[0]
+    monkeypatch.delenv("SPICE_HOME")
+    with pytest.raises(SpiceMissing) as missing:
+        Spice()
+    lines = str(missing.value).split("\n  ")[1:]
+    assert len(lines) == 6 and all(re.search(r"\): (apt-get|pip|curl) ", line) for line in lines)
+    assert all("SPICE_HOME is not set" in line for line in lines[1:])
+    assert isinstance(missing.value, RuntimeError)
+
+
+def test_java_home_comes_before_path(java, tmp_path, monkeypatch):
+    java("17")
+    java("11.0.2", folder="jdk/bin")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
+    assert Spice().engine
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "elsewhere"))        # set, but with no Java in it
+    assert not Spice().engine
