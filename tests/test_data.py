@@ -61,6 +61,38 @@ def test_writer_never_overwrites_and_leaves_nothing_half_written(tmp_path):
     assert list((tmp_path / "x").iterdir()) == []
 
 
+@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 70_000])
+def test_members_are_those_of_tarfile(n):
+    info = tarfile.TarInfo("00000000000123.flac")
+    info.size = n
+    content = np.random.default_rng(n).bytes(n)
+    assert data.tar_member(info.name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
+
+
+@pytest.mark.parametrize("stop", [1, 20, 39, 45])
+def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, stop):
+    samples = list(make_samples(50))
+    with pytest.raises(KeyboardInterrupt):
+        with ShardWriter(tmp_path / "a", 20, key="k") as writer:
+            for i, s in enumerate(samples):
+                if i == stop:
+                    raise KeyboardInterrupt
+                writer.write(s)
+    assert len(list((tmp_path / "a").glob("*.tar*"))) == stop // 20
+    if stop >= 20:
+        for key in ("another", None):
+            with pytest.raises(DataError, match="begun from other data"):
+                ShardWriter(tmp_path / "a", 20, key=key)
+        with pytest.raises(DataError, match="fewer than when it was begun"):
+            with ShardWriter(tmp_path / "a", 20, key="k") as writer:
+                writer.write(samples[0])
+    for name in "ab":
+        with ShardWriter(tmp_path / name, 20, key="k") as writer:
+            for s in samples:
+                writer.write(s)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+
+
 @pytest.mark.parametrize("change, message", [({"task": "dance"}, "dance"), ({"answer": 3}, "answer"), ({"answer": []}, "answer"),
                                              ({"task": "mcq"}, "choices"), ({"text": 1}, "text")])
 def test_schema(tmp_path, change, message):
