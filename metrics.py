@@ -51,10 +51,9 @@ _RULES = [re.compile(rule) for rule in (
     rf"({_L}+)[nN]['`][tT](?!{_A})", rf"([nN]['`][tT])(?!{_A})",                        # do | n't
     rf"('(?:[sSmMdD]|re|RE|ve|VE|ll|LL))(?!{_A})", rf"('[tT])(?:is|was)(?!{_A})",       # dog | 's, 't | is
     rf"('[nN]'|'(?:[eE]m|EM|[tT]ill?|[cC]ause|[nN])(?!{_A}))", rf"(['’]\d\ds?)(?!['\"]|{_A})",      # rock | 'n' | roll, '80s
-    rf"([cC]'mon|[mM]a'am|[nN]e'er|[oO]l'|[qQ]u'{_L}+|[yYjJ]'(?={_L}))",
     r"((?:[a-zA-Z]\.){2,}|[Pp][Hh]\.[Dd]\.)", rf"([a-zA-Z]\.)(?!\s+(?:{'|'.join(_STARTS)})\b)",     # U.S., in A. B. minor
     rf"((?i:{'|'.join(_ABBREVIATIONS)})\.|(?:{'|'.join(f'{w}|{w.upper()}' for w in _STATES)})\.)",
-    r"((?i:art|ca|figs?|nos?|op|pp|prop)\.)\s*\d",                                      # No. 5
+    rf"([cC]'mon|[mM]a'am|[nN]e'er|[oO]l'|[qQ]u'{_L}+|[yYjJ]'(?={_L}))", r"((?i:art|ca|figs?|nos?|op|pp|prop)\.)\s*\d",    # No. 5
     r"([-+]?(?:\d*(?:[.,:]\d+)+|\d+))", rf"(\d+(?:[.,]\d+)+(?:-{_A}+)+)",               # 1,000.5, 1.5-inch
     rf"(https?://[^\s\"<>|()]+{_END})", r"(\w[\w.+-]*@\w[\w.-]*\w)", r"([@#][a-zA-Z][a-zA-Z_]*)",
     rf"((?:www\.(?:[^\s\"<>|.!?()}}{{,]+\.)+[a-zA-Z]{{2,4}}|(?:{_N}+\.)+(?:com|net|org|edu))(?:/[^\s\"<>|()]+{_END})?)",
@@ -65,7 +64,7 @@ _PLAIN = re.compile(r"([a-zA-Z]+)(?:\s+|$)")                # what most captions
 _SPLIT = {w.replace(" ", ""): w.split() for w in ("can not", "gon na", "got ta", "lem me", "gim me", "wan na")}
 _DROPPED = set("'\"`.?!,:-;")
 _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
-_ASCII = str.maketrans({**dict.fromkeys("“”«»…–—‘‹›", " "), **{a: f" {b} " for a, b in zip(
+_SIGNS = str.maketrans({**dict.fromkeys("“”«»…–—‘‹›", " "), **{a: f" {b} " for a, b in zip(
     "¢£€½¼¾⅓⅔", "cents # $ 1/2 1/4 3/4 1/3 2/3".split())}})
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 
@@ -78,7 +77,7 @@ def ptb_tokenize(text):
     `B.` keeps its period (here it does), makes one token of `1 1/2` and of `(555) 123-4567`, and keeps a curly ’ in ’n.
     """
     if not text.isascii():
-        text = re.sub("’(?!\\d\\d)", "'", re.sub("[\U00010000-\U0010ffff]", " ", text)).translate(_ASCII)
+        text = re.sub("’(?!\\d\\d)", "'", re.sub("[\U00010000-\U0010ffff]", " ", text)).translate(_SIGNS)
     if "&" in text:
         text = re.sub("|".join(_ENTITIES), lambda m: _ENTITIES[m[0]], text)
     tokens, at, text = [], 0, text.strip()
@@ -93,9 +92,7 @@ def ptb_tokenize(text):
     return tokens
 
 
-@functools.lru_cache(2 ** 15)
-def _tokens(text):
-    return tuple(ptb_tokenize(text))        # once for all metrics, and for references that return
+_tokens = functools.lru_cache(2 ** 15)(ptb_tokenize)        # once for all metrics; the lists are shared, so nobody changes them
 
 
 def _checked(preds, target):
@@ -197,7 +194,7 @@ def bleu(counts):
     Papineni et al. 2002, with coco-caption's two small numbers in place of smoothing, so that no match gives about 0.
     """
     matches, grams, (length, reference) = counts[..., :4], counts[..., 4:8], counts[..., 8:].unbind(-1)
-    precision = ((matches + 1e-15) / (grams + 1e-9)).log().cumsum(-1) / torch.arange(1, 5)
+    precision = ((matches + 1e-15) / (grams + 1e-9)).log().cumsum(-1) / torch.arange(1, 5, device=counts.device)
     ratio = (length + 1e-15) / (reference + 1e-9)
     return (precision + (1 - 1 / ratio).clamp(max=0)[..., None]).exp()
 
@@ -254,7 +251,6 @@ class _Captions(Metric):
 
 class CiderD(_Captions):
     """CIDEr-D of all captions given, float64 in 0..10: the mean of `cider_d`, which says more."""
-
     def compute(self):
         return cider_d(*self.captions()).mean()
 
@@ -305,7 +301,6 @@ class Spice(_Captions):
     minutes for a thousand clips. Java up to 14, and a later one with nashorn-core and its asm jars in lib/, has the JavaScript
     engine that SPICE needs to write scores per item; else the printed mean is read, which has 3 decimals, and `per_item(preds,
     target)`, (n,) float64, gives None. Predictions without a token score 0 unsent. Under torch.distributed each rank runs Java.
-
     Raises SpiceMissing when constructed, and RuntimeError with Java's last words where a run fails, hangs or gives no score.
     """
 
@@ -326,8 +321,7 @@ class Spice(_Captions):
                 missing.append(f"{name} ({where}): " + (_GET_PARSER if "corenlp" in name else _GET_JARS).format(folder))
         if missing:
             raise SpiceMissing("\n  ".join(["SPICE cannot run; it lacks", *missing]))
-        self.engine = int(version[1]) < 15 or any((home / "lib").glob("nashorn-core*.jar"))
-        self.timeout = timeout
+        self.timeout, self.engine = timeout, int(version[1]) < 15 or any((home / "lib").glob("nashorn-core*.jar"))
         # a wildcard, since the jar's manifest knows no engine; English, since others print 0,123; never -cache: Java >= 16 ends
         self.command = (java, f"-Xmx{memory}", "-Duser.language=en", "-cp", f"{home / _PIECES[0]}{os.pathsep}{home}/lib/*",
                         "edu.anu.spice.SpiceScorer")
@@ -335,9 +329,7 @@ class Spice(_Captions):
     def _score(self, preds, target):
         preds, target = _checked(preds, target)
         rows = [{"image_id": i, "test": pred, "refs": target[i]} for i, pred in enumerate(preds) if _tokens(pred)]
-        mean, scores = 0., {}
-        if rows:
-            mean, scores = _run_spice(self.command, self.engine, self.timeout, json.dumps(rows), len(rows))
+        mean, scores = _run_spice(self.command, self.engine, self.timeout, json.dumps(rows), len(rows)) if rows else (0., {})
         return mean * len(rows) / max(len(preds), 1), None if scores is None else [scores.get(i, 0.) for i in range(len(preds))]
 
     def per_item(self, preds, target):
@@ -350,7 +342,6 @@ class Spice(_Captions):
 
 class Spider(Spice):
     """SPIDEr = (CIDEr-D + SPICE) / 2 of all captions given, float64 in 0..5.5 (Liu et al. 2017). Otherwise as Spice."""
-
     def per_item(self, preds, target):
         scores = super().per_item(preds, target)
         return None if scores is None else (cider_d(preds, target) + scores) / 2

@@ -24,8 +24,10 @@ from metrics import CiderD, Spice, SpiceMissing, Spider, bleu, bleu_counts, cide
 PTB = r"""
 cannot gonna gotta lemme gimme wanna dunno whaddya d'ye more'n 'tis 'twas whatcha outta kinda sorta
 can not gon na got ta lem me gim me wan na dunno whaddya d'ye more 'n 't is 't was whatcha outta kinda sorta
-don't can't won't isn't DON'T ain't he'll they'd I'm we've you're it's its' dogs' James's o'clock y'all rock'n'roll rock 'n' roll 'em 'til '80s 80's the '90's ol' ma'am
-do n't ca n't wo n't is n't do n't ai n't he 'll they 'd i 'm we 've you 're it 's its dogs james 's o'clock y' all rock 'n' roll rock 'n' roll 'em 'til '80s 80 's the 90 's ol' ma'am
+don't can't won't isn't DON'T ain't he'll they'd I'm we've you're it's its' dogs' James's o'clock y'all rock'n'roll rock 'n'
+    roll 'em 'til '80s 80's the '90's ol' ma'am
+do n't ca n't wo n't is n't do n't ai n't he 'll they 'd i 'm we 've you 're it 's its dogs james 's o'clock y' all rock 'n'
+    roll rock 'n' roll 'em 'til '80s 80 's the 90 's ol' ma'am
 dont't n't can`t can’t it’s “quoted” ‘single’ don´t
 dont t n't ca n`t ca n't it 's quoted single don ´ t
 a(b) (paren) [bracket] {curly} <tag> <br/> a<b
@@ -44,8 +46,10 @@ the end. the end.. the end... the end.... end…end end?! what? what?! hey! hey!
 the end the end the end the end end end end ?! what what ?! hey hey !! ;-rrb- :-rrb- :--lrb- a b c
 10:30 10:30pm 9:00 a.m. 9am. 5pm. song.The background.the bang.and speed.and end.I A.B. A.B.C. x.y
 10:30 10:30 pm 9:00 a.m. 9am 5pm song.the background.the bang.and speed.and end.i a.b. a.b.c. x.y
-http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __x__ snake_case_word
-http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __ x __ snake_case_word
+http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __x__
+    snake_case_word
+http://example.com www.foo.com foo@bar.com foo.com example.org/path #hashtag @user file.mp3 a_b new_attribute __ x __
+    snake_case_word
 * star* *star* ** ~ ~tilde ^ \\ back\\slash | a|b = a=b + a+b C++ C# F# Bb A# F#m
 * star * * star * ** ~ ~ tilde ^ \ \ back \ \ slash | a | b = a = b + a + b c++ c# f# bb a # f# m
 café naïve São Niño 日本語 über… – — en–dash em—dash ½ £5 €5 ° 25°C © ™ • bullet “ ” ‘ ’
@@ -180,7 +184,7 @@ def double(values):
 # --- tokens ---
 
 def test_tokens_are_the_original_ones():
-    lines = PTB.strip("\n").split("\n")
+    lines = PTB.strip("\n").replace("\n    ", " ").split("\n")
     assert len(lines) == 42
     for text, tokens in zip(lines[::2], lines[1::2]):
         assert ptb_tokenize(text) == tokens.split()
@@ -193,7 +197,7 @@ def test_tokens_of_every_vector(shared):
 
 
 def test_tokens_of_anything():
-    assert ptb_tokenize("") == ptb_tokenize(" \n\t") == ptb_tokenize("... , -- '' ?!"[:11]) == []
+    assert ptb_tokenize("") == ptb_tokenize(" \n\t") == ptb_tokenize("... , -- '' ? ! ;") == []
     assert ptb_tokenize("A dog\n\nbarks.\r\nIt rains") == "a dog barks it rains".split()
     assert ptb_tokenize("🎵music🎵 &amp; 日本語") == ["music", "&", "日本語"]
     assert ptb_tokenize("in A. The B. minor") == ["in", "a", "the", "b.", "minor"]
