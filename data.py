@@ -314,7 +314,7 @@ def read_shard(url, n=None, strict=False, broken=None, audio=False):
     """The readable samples of one shard, in order, as dicts of the schema, with `vector` (float32) where there is one
     and `key`, its name in the tar.
 
-    audio: also bring the audio as `audio` (bytes). Broken members, and a shard that has not the `n` samples that
+    audio: also bring the audio as `audio` (bytes), and its extension as `kind`. Broken members, and a shard that has not the `n` samples that
     its index promises, are named in the list `broken`; with `strict` they raise DataError.
     """
     def report(what):
@@ -337,7 +337,7 @@ def read_shard(url, n=None, strict=False, broken=None, audio=False):
             continue
         sample["key"] = parts["__key__"]
         if audio:
-            sample["audio"] = next((parts[a] for a in AUDIO if a in parts), None)
+            sample["kind"], sample["audio"] = next(((a, parts[a]) for a in AUDIO if a in parts), (None, None))
         yield sample
     if n is not None and found != n:
         report(f"{url}: holds {found} samples where index.json says {n}")

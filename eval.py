@@ -1,403 +1,473 @@
-"""Score a trained MATS on every benchmark, with every bridge across the modality gap, beside chance and CLAP alone.
+"""Score a trained MATS on every benchmark, with every bridge across the modality gap, beside chance, CLAP alone and the paper.
 
-    python eval.py                                                 the tiny world, after `torchrun train.py`
-    python eval.py --ckpt out/mats_gpt2/model --shards data/bench  your model, your benchmarks
-    python eval.py --score                                         score the stored predictions again, without the model
+    python eval.py                                                             the tiny world, after `torchrun train.py`
+    python eval.py --ckpt out/mats_gpt2/model --shards data/bench              your model, the paper's benchmarks (shards/benchmarks.py)
+    torchrun --nproc_per_node=2 eval.py ...                                    the same scores on two GPUs
+    python eval.py --score                                                     score the stored predictions again, without the model
+    python eval.py --compare none santa                                        is the second really better? paired tests
+    python eval.py --ablate table4                                             the paper's ablations: table4, tau, lambda, L, M, K, ...
 
-Four steps: encode the audio -> bridge -> generate -> score. Each leaves its result in `--out`: vectors/, one file of
-predictions for each bridge and benchmark (with all that is needed to score it), results.json, report.md and results.png.
-The column `text` is the ceiling: MATS given the vector of the clip's true text instead of its audio.
+Four steps: encode the audio -> bridge -> generate -> score. Each leaves its result in `--out`: vectors/, one file of predictions for each
+bridge and benchmark (with all that is needed to score it), results.json, report.md, report.html and results.png. A run that was stopped goes
+on where it was. The column `text` is the ceiling: MATS given the vector of the clip's true text instead of its audio.
 """
 import argparse
 import hashlib
 import json
-import re
+import os
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # or a CPU that has other work too slows down tenfold
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torchmetrics.functional.classification import binary_accuracy, multilabel_average_precision
-from torchmetrics.text import ROUGEScore, SacreBLEUScore
 from tqdm import tqdm
 
+import judge
+import report
 from clap import load_audio, load_clap
 from data import DataError, Source, read_source, sha256, write_atomic
+from llm import Endpoint
 from mats import MATS
+from metrics import Spice, SpiceMissing
 from santa import bridge
+from scoring import BENCHMARKS, Context, captions, chance, items, score
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
-BOOTSTRAP = 100                                                                      # resamples behind an interval
-
-
-@dataclass
-class Benchmark:
-    title: str
-    metrics: tuple              # names in METRICS; the first is the headline
-
-
-# To add a benchmark: a folder of shards under --shards by this name, and a line here. Text matching (ACC, mAP) reads the
-# classes from labels.json in that folder.
-BENCHMARKS = {
-    "sound": Benchmark("sound classification", ("ACC",)),
-    "music": Benchmark("instrument classification", ("ACC",)),
-    "events": Benchmark("sound events, multi-label", ("mAP",)),
-    "caption": Benchmark("sound captions", ("ROUGE-L", "BLEU4")),
-    "music_caption": Benchmark("music captions", ("ROUGE-L", "BLEU4")),
-    "yesno": Benchmark("yes/no questions", ("B-ACC",)),
-    "open": Benchmark("open questions", ("EM", "ROUGE-L")),
-    "mcq": Benchmark("multiple choice", ("MC-ACC",)),
-    # shards/benchmarks.py's
-    "esc50": Benchmark("ESC-50", ("ACC",)),
-    "fsd50k": Benchmark("FSD50K", ("mAP",)),
-    "dcase2017": Benchmark("DCASE2017 task 4", ("ACC",)),
-    "tut2017": Benchmark("TUT 2017", ("ACC",)),
-    "vggsound": Benchmark("VGGSound", ("ACC",)),
-    "urbansound8k": Benchmark("UrbanSound8K", ("ACC",)),
-    "vocalsound": Benchmark("VocalSound", ("ACC",)),
-    "cremad": Benchmark("CREMA-D", ("ACC",)),
-    "ravdess": Benchmark("RAVDESS", ("ACC",)),
-    "sesa": Benchmark("SESA", ("ACC",)),
-    "gtzan": Benchmark("GTZAN", ("ACC",)),
-    "gtzan_filtered": Benchmark("GTZAN, fault-filtered", ("ACC",)),
-    "beijing_opera": Benchmark("Beijing Opera", ("ACC",)),
-    "mmau_mini": Benchmark("MMAU test-mini", ("MC-ACC",)),
+DECODING = {
+    "greedy": {},
+    "official": {"num_beams": 4, "max_new_tokens": 200, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2},   # of the released script
+    "beam": {"num_beams": 4},                                                                                    # of caption models
 }
+PART = 1024                                     # clips whose vectors are stored at once, and predictions lost at most by a kill
 
 
-# --- metrics: rows -> (statistics, one row each; a function from any resample of them to the score) ----------------------
-
-def words(text):
-    return re.findall(r"\b\w+\b", text.lower())
+def digest(*what):
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def references(row):
-    return row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+def ahead(pool, f, xs, n=64):
+    """map(f, xs) in the pool's threads, in order, at most n ahead: executors' own map would hold all of xs."""
+    waiting, xs = deque(), iter(xs)
+    while waiting or (waiting := deque(pool.submit(f, x) for x in islice(xs, n))):
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(f, x) for x in islice(xs, 1))
 
 
-def classes_in(row, labels):
-    """(C,) 0/1: the labels that the answer names; `labels` names them where a label may hold a comma."""
-    named = {a.lower() for a in row["labels"]} if "labels" in row else {a.strip().lower() for a in references(row)[0].split(",")} | {references(row)[0].strip().lower()}
-    return torch.tensor([float(label.lower() in named) for label in labels])
+class Evaluation:
+    """One model on one folder of benchmarks, under one set of protocols; what it computes it stores, and what is stored it does not compute.
 
-
-def matching(rows, labels, encode, split=False):
-    """(n, C): text matching. CLAP's text vectors of "sound of " + label against that of the prediction. With `split` (FSD50K's
-    rule) a prediction of several labels is taken apart at ; and , and their similarities are summed."""
-    parts = [[p.strip() for p in re.split("[;,]", r["prediction"]) if p.strip()] or [""] if split else [r["prediction"]] for r in rows]
-    texts = list(dict.fromkeys(p for ps in parts for p in ps))
-    similar = dict(zip(texts, encode(texts) @ encode([f"sound of {label.lower()}" for label in labels]).T))
-    return torch.stack([sum(similar[p] for p in ps) for ps in parts])
-
-
-def acc(scores, targets):
-    """Right iff the most similar class is one of the clip's (DCASE2017's clips may have several)."""
-    return share(targets.gather(1, scores.argmax(1, keepdim=True))[:, 0].tolist())
-
-
-def mean_ap(scores, targets):
-    scores = (scores - scores.min()) / (scores.max() - scores.min()).clamp(min=1e-9)    # torchmetrics wants [0, 1]
-    seen = targets.any(0)                                                               # a class nobody has, has no AP
-    stats = torch.cat([scores[:, seen], targets[:, seen]], 1).double()
-    C = int(seen.sum())
-    return stats, lambda s: multilabel_average_precision(s[:, :C], s[:, C:].long(), C, average="macro")
-
-
-def share(right):
-    """right: n truth values."""
-    return torch.tensor(right).long()[:, None], lambda s: binary_accuracy(s[:, 0], torch.ones_like(s[:, 0]))
-
-
-def yes_no(rows):
-    """Right iff the prediction's first word is the answer; anything but yes or no is wrong."""
-    return share([words(r["prediction"])[:1] == words(references(r)[0])[:1] for r in rows])
-
-
-def exact(rows):
-    """Right iff the prediction's words are those of a reference, in order; case and punctuation aside."""
-    return share([any(words(r["prediction"]) == words(a) for a in references(r)) for r in rows])
-
-
-def multiple_choice(rows):
-    """MMAU's rule: all words of the answer are in the prediction, and none of a wrong choice that the answer lacks."""
-    right = []
-    for r in rows:
-        said, answer = set(words(r["prediction"])), set(words(references(r)[0]))
-        wrong = set().union(*(words(c) for c in r["choices"])) - answer
-        right.append(answer <= said and not said & wrong)
-    return share(right)
-
-
-def rouge(rows):
-    """ROUGE-L F1 against the best reference."""
-    metric = ROUGEScore(rouge_keys="rougeL")
-    metric.update([r["prediction"] for r in rows], [references(r) for r in rows])
-    return torch.stack([torch.as_tensor(f) for f in metric.rougeL_fmeasure]).double().view(-1, 1), lambda s: s.mean()
-
-
-def bleu(rows):
-    """Corpus BLEU-4 with the 13a tokenizer."""
-    stats = []
-    for r in rows:
-        metric = SacreBLEUScore(n_gram=4, tokenize="13a")
-        metric.update([r["prediction"]], [references(r)])
-        stats.append(torch.cat([metric.numerator, metric.denominator, metric.preds_len.view(1), metric.target_len.view(1)]))
-
-    def compute(s):
-        metric, total = SacreBLEUScore(n_gram=4, tokenize="13a"), s.sum(0)
-        metric.update([""], [[""]])
-        metric.numerator, metric.denominator, metric.preds_len, metric.target_len = \
-            total[:4], total[4:8], total[8], total[9]
-        return metric.compute()
-    return torch.stack(stats), compute
-
-
-METRICS = {"ACC": acc, "mAP": mean_ap, "B-ACC": yes_no, "EM": exact, "MC-ACC": multiple_choice, "ROUGE-L": rouge, "BLEU4": bleu}
-
-
-def score(benchmark, rows, labels=None, encode=None, scores=None):
-    """{metric: value, "n": rows, "ci95": bootstrap interval of the headline} of one benchmark's rows.
-
-    scores (n, C) replaces text matching, for a model that has similarities and no words (CLAP itself).
+    ckpt, shards, out: folders. crop, tags, decoding: protocols that change predictions; match (encoders), template: that change scores.
     """
-    result = {"n": len(rows)}
-    for name in BENCHMARKS[benchmark].metrics:
-        if name in ("ACC", "mAP"):
-            targets = torch.stack([classes_in(r, labels) for r in rows])
-            if not targets.any(1).all():
-                row = rows[int((~targets.any(1)).nonzero()[0])]
-                raise DataError(f"{benchmark}: the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json")
-            stats, compute = METRICS[name](matching(rows, labels, encode, name == "mAP") if scores is None else scores, targets)
+
+    def __init__(self, ckpt, shards, out, bench="all", crop="center", tags=True, decoding="greedy", match="clap", template="sound of {}",
+                 judge_name=None, batch=128, device="cpu", vectors=None):
+        self.options = {"bench": bench, "crop": crop, "tags": tags, "decoding": decoding, "match": match, "template": template, "judge_name": judge_name, "batch": batch,
+                        "device": device}
+        self.ckpt, self.shards, self.out, self.batch, self.device = Path(ckpt), Path(shards), Path(out), batch, device
+        self.crop, self.tags, self.match, self.template, self.judge = crop, tags, match.split(","), template, judge_name
+        self.decoding = DECODING[decoding] if decoding in DECODING else json.loads(decoding)
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if not (self.ckpt / "config.json").exists():
+            raise DataError(f"{ckpt} holds no trained model; first: torchrun train.py")
+        found = [b for b in BENCHMARKS if (self.shards / b / "index.json").exists()]
+        self.names = found if bench == "all" else bench.split(",")
+        if not found or set(self.names) - set(found):
+            raise DataError(f"no shards for {', '.join(sorted(set(self.names) - set(found))) or 'any benchmark'} under {shards}; "
+                            f"there are: {', '.join(found) or 'none'}; known: {', '.join(BENCHMARKS)}")
+        self.sources = {b: Source(f"{shards}/{b}") for b in self.names}
+        self.labels = {b: json.loads(p.read_text()) if (p := self.shards / b / "labels.json").exists() else None for b in self.names}
+        name = json.loads((self.ckpt / "config.json").read_text())["clap"]
+        self.clap_name = str(self.ckpt / name) if (self.ckpt / name).exists() else name
+        self.weights = digest([sha256(p) for p in files(self.ckpt)])
+        self.made = {"model": self.weights, "crop": crop, "tags": tags, "decoding": self.decoding}
+        clap = [sha256(p) for p in files(Path(self.clap_name))] or self.clap_name
+        self.vector_dir = Path(vectors or self.out / "vectors")
+        self.vector_key = {b: digest(clap, crop, self.sources[b].index["hash"]) for b in self.names}
+        self.key = {b: digest(self.made, self.vector_key[b]) for b in self.names}
+        self.loaded, self.encoders = {}, {}
+
+    def like(self, ckpt, out):
+        """The same evaluation of another model of the same CLAP, which need not encode the audio again."""
+        return Evaluation(ckpt, self.shards, out, **self.options, vectors=self.vector_dir)
+
+    def barrier(self):
+        if self.ranks > 1:
+            dist.barrier()
+
+    def clap(self):
+        if "clap" not in self.loaded:
+            self.loaded["clap"] = load_clap(self.clap_name)
+            if isinstance(self.loaded["clap"], torch.nn.Module):
+                self.loaded["clap"].to(self.device)
+        return self.loaded["clap"]
+
+    def model(self):
+        if "model" not in self.loaded:
+            self.loaded["model"] = MATS.from_pretrained(self.ckpt).to(self.device)
+        return self.loaded["model"]
+
+    # --- 1. encode ---
+
+    def vectors(self, b):
+        """(rows, {"audio": (n, D), "text": (n, D) where all texts are known}) of one benchmark; rows are its samples without audio.
+
+        A clip that several questions share is encoded once; decoding runs in threads ahead of the encoder; each process takes its share of
+        the clips. Clips without audio, or with audio that cannot be decoded, are named and left out.
+        """
+        if ("vectors", b) in self.loaded:
+            return self.loaded["vectors", b]
+        path = self.vector_dir / f"{b}.{self.vector_key[b]}.safetensors"
+        if not path.exists():
+            self.encode(b, path)
+        known, rows = load_file(path), json.loads(path.with_suffix(".json").read_text())
+        kept = [i for i, r in enumerate(rows) if r["clip"] in known]
+        if not kept:
+            raise DataError(f"{self.sources[b].url}: not one clip has audio that can be decoded")
+        z = {"audio": torch.stack([known[rows[i]["clip"]] for i in kept])}
+        if "text" in known:
+            z["text"] = known["text"][kept]
+        self.loaded["vectors", b] = [rows[i] for i in kept], z
+        return self.loaded["vectors", b]
+
+    def encode(self, b, path):
+        clap, source, vectors, rows = self.clap(), self.sources[b], {}, []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = lambda: sorted(path.parent.glob(f"{path.stem}.*.part"))
+        done = {clip for p in parts() for clip in load_file(p)}
+        number = 1 + max((int(p.name.split(".")[-2]) for p in parts()), default=0)
+        self.barrier()
+
+        def clips():
+            """(clip, name, bytes) of this process's share; fills rows on the way."""
+            seen = set(done)
+            for r in read_source(source, audio=True):
+                data, _, _ = r.pop("audio"), r.pop("kind"), r.pop("vector", None)
+                if data is None:
+                    if self.rank == 0:
+                        print(f"left out: {source.url}: {r['id']!r} has no audio", file=sys.stderr)
+                    continue
+                clip = hashlib.sha256(data).hexdigest()
+                rows.append({**r, "clip": clip})
+                if clip not in seen and int(clip[:8], 16) % self.ranks == self.rank:
+                    seen.add(clip)
+                    yield clip, r["id"], data
+
+        def decode(task):
+            clip, name, data = task
+            try:
+                wave = load_audio(data, clap.sample_rate, clap.seconds, self.crop, torch.Generator().manual_seed(int(clip[:8], 16)))
+                return clip, wave.view(-1, wave.shape[-1])                      # (windows, T)
+            except ValueError as e:
+                print(f"left out: {source.url}: {name!r}: {e}", file=sys.stderr)
+                return clip, None
+
+        def store():
+            nonlocal number
+            if vectors:
+                save_file(vectors, f"{path}.tmp{self.rank}")
+                os.replace(f"{path}.tmp{self.rank}", path.parent / f"{path.stem}.{self.rank}.{number}.part")
+                number += 1
+                vectors.clear()
+
+        bar = tqdm(total=len(source), initial=len(done), desc=f"encode {b}", unit=" clips", leave=False, disable=self.rank > 0)
+        with ThreadPoolExecutor(4) as pool:
+            good = ((clip, wave) for clip, wave in ahead(pool, decode, clips()) if wave is not None)
+            while group := list(islice(good, 32)):
+                z = clap.encode_audio(torch.cat([wave for _, wave in group])).cpu().split([len(wave) for _, wave in group])
+                vectors.update({clip: F.normalize(windows.mean(0), dim=0) for (clip, _), windows in zip(group, z)})
+                bar.update(len(group) * self.ranks)
+                if len(vectors) >= PART:
+                    store()
+        store()
+        bar.close()
+        self.barrier()
+        if self.rank == 0:
+            vectors = {k: v for p in parts() for k, v in load_file(p).items()}
+            texts = [r["text"] for r in rows]
+            if None not in texts:
+                vectors["text"] = clap.encode_text(texts).cpu().contiguous()
+            write_atomic(path.with_suffix(".json"), json.dumps(rows, ensure_ascii=False).encode())
+            save_file(vectors, f"{path}.tmp")
+            os.replace(f"{path}.tmp", path)
+            for p in parts():
+                p.unlink()
+        self.barrier()
+
+    # --- 2. and 3. bridge and generate ---
+
+    def across(self, b, column):
+        """The bridge of that name for one benchmark's audio."""
+        return bridge(column, self.model().santa, self.vectors(b)[1]["audio"].mean(0), torch.Generator().manual_seed(0))
+
+    def stored(self, b, column):
+        return self.out / column / f"{b}.{self.key[b]}.jsonl"
+
+    def predict(self, b, column, across=None):
+        """One benchmark's rows with the model's `prediction` under one bridge, or from the true text; from the file where they are stored.
+
+        across: the bridge, where it is not the one that `column` names.
+        """
+        rows, z = self.vectors(b)
+        path = self.stored(b, column)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts = lambda: sorted(path.parent.glob(f"{path.stem}.*.part"))
+            done = {line["i"] for p in parts() for line in whole_lines(p)}
+            self.barrier()
+            todo = sorted(set(range(len(rows))) - done, key=lambda i: len(rows[i]["instruction"]))[self.rank::self.ranks]
+            model = self.model()
+            z = z["text"] if column == "text" else (across or self.across(b, column))(z["audio"])
+            with open(path.parent / f"{path.stem}.{self.rank}.part", "a+b") as f:
+                f.seek(0)
+                f.truncate(f.read().rfind(b"\n") + 1)       # a line that a kill has cut
+                for start in tqdm(range(0, len(todo), self.batch), desc=f"{b}, {column}", unit=" batches", leave=False, disable=self.rank > 0):
+                    at = todo[start:start + self.batch]
+                    tags = [rows[i].get("tag") or "" if self.tags else "" for i in at]
+                    answers = model.generate(z[at], [rows[i]["instruction"] for i in at], tags, self.batch, **self.decoding)
+                    f.write("".join(json.dumps({"i": i, "prediction": a}, ensure_ascii=False) + "\n" for i, a in zip(at, answers)).encode())
+                    f.flush()
+            self.barrier()
+            if self.rank == 0:
+                said = {line["i"]: line["prediction"] for p in parts() for line in whole_lines(p)}
+                lines = [json.dumps({**r, "prediction": said[i]}, ensure_ascii=False) + "\n" for i, r in enumerate(rows)]
+                write_atomic(path, "".join(lines).encode())
+                for p in parts():
+                    p.unlink()
+            self.barrier()
+        return whole_lines(path)
+
+    # --- 4. score ---
+
+    def context(self, b, spice=None, column=None):
+        """scoring.Context of one benchmark; with column: the judge's verdicts on its predictions."""
+        for name in self.match:
+            if name not in self.encoders:
+                self.encoders[name] = text_encoder(name, self)
+        verdicts = {}
+        if column and b.startswith("airbench") and (path := judge.verdicts_path(self.stored(b, column))).exists():
+            rows = self.predict(b, column)
+            scores, unparsable = judge.verdicts(path, rows, self.judge)
+            if unparsable:
+                print(f"{b}, {column}: {unparsable} verdicts cannot be read", file=sys.stderr)
+            verdicts = {(r["id"], r["instruction"]): float(s) for r, s in zip(rows, scores) if s == s}
+        return Context(self.labels[b], self.encoders, self.template, spice=spice, verdicts=verdicts)
+
+    def zero_shot(self, b):
+        """CLAP's own scores, without MATS: {} where the benchmark has neither classes nor choices."""
+        rows, z = self.vectors(b)
+        texts = lambda xs: self.clap().encode_text([self.template.format(x.lower()) for x in xs]).cpu()
+        if self.labels[b]:
+            return score(b, rows, Context(self.labels[b], scores=z["audio"] @ texts(self.labels[b]).T))
+        if all("choices" in r for r in rows) and b != "mmau":
+            return score(b, [{**r, "prediction": r["choices"][int((texts(r["choices"]) @ a).argmax())]} for r, a in zip(rows, z["audio"])], Context())
+        return {}
+
+
+def files(folder):
+    return [p for p in sorted(folder.rglob("*")) if p.suffix in (".safetensors", ".json", ".pth")] if folder.is_dir() else []
+
+
+def whole_lines(path):
+    """The JSON lines of a file that a kill may have cut in the last one."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def text_encoder(name, evaluation):
+    """Text matching's encoder: `clap` (the model's own text tower), https://... (an OpenAI-compatible endpoint, its model behind a #), or a
+    text tower of CLIP or a sentence encoder of transformers, by name. -> list of str -> (n, D) unit rows."""
+    if name == "clap":
+        return lambda texts: evaluation.clap().encode_text(texts).cpu()
+    if name.startswith(("http://", "https://")):
+        url, _, model = name.partition("#")
+        endpoint = Endpoint(url, model or "text-embedding-ada-002", os.environ.get("OPENAI_API_KEY"))
+        return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)), dim=-1)
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+    clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+    model = (CLIPTextModelWithProjection if clip else AutoModel).from_pretrained(name).eval().to(evaluation.device)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+
+    @torch.inference_mode()
+    def encode(texts, batch=256):
+        rows = []
+        for start in range(0, len(texts), batch):
+            tokens = tokenizer(texts[start:start + batch], padding=True, truncation=True, return_tensors="pt").to(evaluation.device)
+            out = model(**tokens)
+            if clip:
+                rows.append(out.text_embeds)
+            else:                                           # the mean over the words, as sentence encoders are trained
+                mask = tokens["attention_mask"][..., None]
+                rows.append((out.last_hidden_state * mask).sum(1) / mask.sum(1))
+        return F.normalize(torch.cat(rows).float().cpu(), dim=-1)
+    return encode
+
+
+def evaluate(e, columns, spice, only_score=False):
+    """Runs the four steps for all benchmarks and columns. -> (results for report.py, predictions {(column, benchmark): rows})."""
+    predictions = {}
+    for b in e.names:
+        for c in columns:
+            if c == "text" and "text" not in e.vectors(b)[1]:
+                continue
+            if only_score and not e.stored(b, c).exists():
+                raise DataError(f"--score: no stored predictions for {b} with {c} from this model and these settings")
+            predictions[c, b] = e.predict(b, c)
+    if e.rank:
+        return None, predictions
+    results = {"ckpt": str(e.ckpt), "made": e.made, "notes": notes(e), "titles": {b: BENCHMARKS[b].title for b in e.names},
+               "n": {b: len(e.vectors(b)[0]) for b in e.names},
+               "clips": {b: e.sources[b].index.get("published", len(e.vectors(b)[0])) for b in e.names},
+               "headline": {}, "chance": {}, "clap": {}, "columns": {c: {} for c in columns}}
+    for b in tqdm(e.names, desc="score", leave=False):
+        results["chance"][b] = chance(b, e.vectors(b)[0], e.context(b))
+        results["clap"][b] = e.zero_shot(b)
+        for c in columns:
+            if (c, b) in predictions:
+                results["columns"][c][b] = score(b, predictions[c, b], e.context(b, spice, c))
+                results["headline"][b] = next(iter(results["columns"][c][b]))
+        if b == "mmau":
+            for c in columns:
+                keep = lambda r: {"id": r["id"], "question": r["instruction"], "choices": r["choices"], "task": r["category"], "model_prediction": r["prediction"]}
+                write_atomic(e.out / c / "mmau.submission.json", json.dumps([keep(r) for r in predictions[c, b]], ensure_ascii=False, indent=1).encode())
+    last = results["columns"][columns[-1]]
+    results["benchmarks"] = {b: {m: s["value"] for m, s in last[b].items()} | {"n": results["n"][b], "ci95": last[b][results["headline"][b]]["ci95"]}
+                             for b in e.names if b in last}
+    return results, predictions
+
+
+def write(e, results, predictions):
+    """results.json, report.md, report.html and results.png."""
+    rows = {}
+    for (c, b), said in predictions.items():                # each with its own score, where the headline has one
+        scores = items(b, said, e.context(b, column=c)).get(results["headline"][b])
+        if scores is None:
+            rows[c, b] = said
         else:
-            stats, compute = METRICS[name](rows)
-        result[name] = round(float(compute(stats)), 5)
-        if "ci95" not in result:
-            rng = np.random.default_rng(0)
-            draws = [float(compute(stats[rng.integers(len(rows), size=len(rows))])) for _ in range(BOOTSTRAP)]
-            result["ci95"] = [round(float(q), 5) for q in np.nanpercentile(draws, [2.5, 97.5])]
-    return result
+            most = 10 if b.startswith("airbench") else 1    # a judge's
+            rows[c, b] = [r if s != s else {**r, "score": float(s) / most} for r, s in zip(said, scores)]
+    clips = {}
+
+    def sound(b, row):
+        """(extension, bytes) of the row's clip; one pass over the shards brings all that the page shows of a benchmark."""
+        if b not in clips:
+            shown = {r["key"] for r in report.choose(rows[[c for c, name in rows if name == b][-1], b], report.SAMPLES, b)}
+            clips[b] = {s["key"]: (s["kind"], s["audio"]) for s in read_source(e.sources[b], audio=True) if s["key"] in shown}
+        return clips[b].get(row["key"])
+    write_atomic(e.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
+    write_atomic(e.out / "report.md", report.markdown(results).encode())
+    write_atomic(e.out / "report.html", report.html(results, rows, sound).encode())
+    report.plot(results, e.out / "results.png")
 
 
-def chance(benchmark, rows, labels=None):
-    """The headline of an answer that did not listen: uniform for classes and choices, the share of positives for mAP, the
-    more frequent of yes and no, and another clip's reference for captions and open questions."""
-    metric = BENCHMARKS[benchmark].metrics[0]
-    if metric == "ACC":
-        return 1 / len(labels)
-    if metric == "mAP":
-        targets = torch.stack([classes_in(r, labels) for r in rows])
-        return float(targets[:, targets.any(0)].mean())
-    if metric == "B-ACC":
-        yes = np.mean([words(references(r)[0])[:1] == ["yes"] for r in rows])
-        return float(max(yes, 1 - yes))
-    if metric == "MC-ACC":
-        return float(np.mean([1 / len(r["choices"]) for r in rows]))
-    others = [{**r, "prediction": references(o)[0]} for r, o in zip(rows, rows[1:] + rows[:1])]
-    return score(benchmark, others)[metric]
+def notes(e):
+    decoding = next((k for k, v in DECODING.items() if v == e.decoding), None) or json.dumps(e.decoding)
+    return [f"Decoding: {decoding}. Crop: {e.crop}. Tags: {'on, where the template has a place for them' if e.tags else 'off'}.",
+            f"ACC and mAP: text matching with {' and '.join('CLAP’s text tower' if m == 'clap' else m for m in e.match)}, label template {e.template!r}.",
+            "`text`: MATS given the true text's vector instead of the audio, the ceiling. `CLAP`: zero-shot, without MATS. `chance`: an answer that did not listen.",
+            "Intervals: 95 % bootstrap over items. CIDEr-D's document frequencies are those of the whole set in each resample.",
+            *(["MMAU's labels are those of the file that the shards were built from; v05.15.25 differs from the paper's."] if any("mmau" in b for b in e.names) else []),
+            *(["ClothoAQA: the paper's sizes fit the majority rule."] if "clothoaqa" in e.names else [])]
 
 
-# --- 1. encode ---------------------------------------------------------------------------------------------------------
-
-def encode(source, clap, crop, path):
-    """Rows and CLAP vectors of one benchmark: rows (dicts without audio), {"audio": (n, D), "text": (n, D) where known}.
-
-    A clip that several questions share is encoded once; decoding runs in threads beside the encoder. Clips that cannot be decoded
-    are named and left out. The vectors are kept in `path`.
-    """
-    rows, clips = [], {}
-    for r in read_source(source, audio=True):
-        data = r.pop("audio")
-        if data is None:
-            print(f"left out: {source.url}: {r['id']!r} has no audio", file=sys.stderr)
-            continue
-        rows.append({**{k: v for k, v in r.items() if k not in ("vector", "key")}, "clip": hashlib.sha256(data).hexdigest()})
-        clips.setdefault(rows[-1]["clip"], (data, r["id"]))
-    if path.exists():
-        return rows_with(load_file(path), rows)
-
-    def decode(clip):
-        try:
-            wave = load_audio(clips[clip][0], clap.sample_rate, clap.seconds, crop,
-                              torch.Generator().manual_seed(int(clip[:8], 16)))
-            return clip, wave.view(-1, wave.shape[-1])                      # (windows, T)
-        except ValueError as e:
-            print(f"left out: {source.url}: {clips[clip][1]!r}: {e}", file=sys.stderr)
-            return clip, None
-    vectors = {}
-    with ThreadPoolExecutor(4) as pool:
-        decoded = tqdm(pool.map(decode, clips), total=len(clips), desc=f"encode {source.name}", unit=" clips", leave=False)
-        good = ((clip, wave) for clip, wave in decoded if wave is not None)
-        while group := list(islice(good, 32)):
-            z = clap.encode_audio(torch.cat([wave for _, wave in group])).cpu().split([len(wave) for _, wave in group])
-            vectors.update({clip: F.normalize(windows.mean(0), dim=0) for (clip, _), windows in zip(group, z)})
-    texts = [r["text"] for r in rows]
-    if None not in texts:
-        vectors.update({f"text {i}": z for i, z in enumerate(clap.encode_text(texts).cpu())})
-    if not any(r["clip"] in vectors for r in rows):
-        raise DataError(f"{source.url}: not one clip can be decoded")
-    save_file({k: v.contiguous() for k, v in vectors.items()}, path)
-    return rows_with(vectors, rows)
+def find_spice(e, required):
+    """metrics.Spice where a benchmark wants it, or why there is none. Raises SpiceMissing where it is required."""
+    if not any(BENCHMARKS[b].metrics is captions for b in e.names) and not required:
+        return None
+    try:
+        return Spice()
+    except SpiceMissing as missing:
+        if required:
+            raise
+        return str(missing).splitlines()[0] + ": " + "; ".join(line.strip() for line in str(missing).splitlines()[1:])
 
 
-def rows_with(vectors, rows):
-    kept = [(i, r) for i, r in enumerate(rows) if r["clip"] in vectors]
-    z = {"audio": torch.stack([vectors[r["clip"]] for _, r in kept])}
-    if "text 0" in vectors:
-        z["text"] = torch.stack([vectors[f"text {i}"] for i, _ in kept])
-    return [r for _, r in kept], z
-
-
-# --- 2. and 3. bridge and generate -----------------------------------------------------------------------------------------
-
-def predict(model, rows, z, name, audio_mean, decoding, batch_size, bar):
-    """The rows with the model's prediction under one bridge (or from the true text)."""
-    if name == "text":
-        z = z["text"]
+def compare(e, a, b):
+    """Prints, for every benchmark and metric, whether `b` is better than `a`: columns, or two files of predictions."""
+    if Path(a).is_file() and Path(b).is_file():
+        names = [Path(a).name.split(".")[0]]
+        load = lambda which, _: whole_lines(Path(which))
+        if names[0] not in e.names:
+            raise DataError(f"{a}: {names[0]!r} is none of the benchmarks {', '.join(e.names)}, and the file's name should begin with one")
     else:
-        z = bridge(name, model.santa, audio_mean=audio_mean, generator=torch.Generator().manual_seed(0))(z["audio"])
-    tags = [r.get("tag") or "" for r in rows]
-    answers = model.generate(z, [r["instruction"] for r in rows], tags, batch_size, bar.update, **decoding)
-    return [{**r, "prediction": a} for r, a in zip(rows, answers)]
+        names, load = e.names, lambda which, name: e.predict(name, which)
+    lines = [f"| benchmark | metric | n | {b} - {a} | 95 % | p |", "|---|---|--:|--:|--:|--:|"]
+    for name in names:
+        try:
+            rows = [list(side) for side in zip(*report.compare(load(a, name), load(b, name)))]
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+        scores = [items(name, r, e.context(name)) for r in rows]
+        for metric in scores[0]:
+            x, y = (s[metric] for s in scores)
+            counts = ~(torch.isnan(x) | torch.isnan(y))
+            r = report.paired(y[counts].numpy(), x[counts].numpy())
+            lines.append(f"| {BENCHMARKS[name].title} | {metric} | {int(counts.sum()):,} | {r['difference']:+.4f} | [{r['ci95'][0]:+.4f}, {r['ci95'][1]:+.4f}] "
+                         f"| {r['p']:.3g} |")
+    print("\n".join(lines))
+    return lines
 
 
-# --- 4. the report -----------------------------------------------------------------------------------------------------
-
-def report(results, out):
-    """results.json, report.md and results.png; returns the table."""
-    write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
-    columns = [c for c in results["columns"]]
-    lines = ["| benchmark | metric | n | chance | CLAP | " + " | ".join(columns) + " |",
-             "|---|---|--:|" + "--:|" * (len(columns) + 2)]
-    number = lambda v: "–" if v is None else f"{v:.3f}"
-    size = lambda name: f"{results['n'][name]:,}" + (f" of {results['clips'][name]:,}" if results["clips"][name] != results["n"][name] else "")
-    for name in results["chance"]:
-        for metric in BENCHMARKS[name].metrics:
-            headline = metric == BENCHMARKS[name].metrics[0]
-            cells = [results["columns"][c].get(name, {}).get(metric) for c in columns]
-            row = [BENCHMARKS[name].title if headline else "", metric, size(name) if headline else "",
-                   number(results["chance"][name] if headline else None),
-                   number(results["clap"].get(name, {}).get(metric))] + [number(c) for c in cells]
-            lines.append("| " + " | ".join(row) + " |")
-    notes = ["", f"Model: {results['ckpt']}. Crop: {results['crop']}. Decoding: {results['decoding'] or 'greedy'}. "
-             "ACC and mAP: text matching with CLAP's text tower, label template \"sound of \". `text`: given the true text's "
-             "vector instead of the audio, the ceiling. `CLAP`: zero-shot, without MATS.", "",
-             "95 % bootstrap intervals of the headline metric:", ""]
-    for c in columns:
-        notes.append(f"- {c}: " + ", ".join(f"{n} [{r['ci95'][0]:.3f}, {r['ci95'][1]:.3f}]"
-                                            for n, r in results["columns"][c].items()))
-    write_atomic(out / "report.md", "\n".join(lines + notes + [""]).encode())
-    plot(results, out / "results.png")
-    return "\n".join(lines)
-
-
-def plot(results, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    names = list(results["chance"])
-    figure, axis = plt.subplots(figsize=(1.5 * len(names) + 1.5, 4), layout="constrained")
-    width = 0.8 / len(results["columns"])
-    for i, (column, scores) in enumerate(results["columns"].items()):
-        values = [scores.get(n, {}).get(BENCHMARKS[n].metrics[0], np.nan) for n in names]
-        spread = [scores.get(n, {}).get("ci95", [np.nan] * 2) for n in names]
-        error = np.abs(np.array(spread).T - np.array(values))
-        axis.bar(np.arange(len(names)) + i * width - 0.4 + width / 2, values, width, yerr=error, label=column,
-                 color="0.75" if column == "text" else f"C{i}", error_kw={"lw": 0.6})
-    axis.hlines([results["chance"][n] for n in names], np.arange(len(names)) - 0.4, np.arange(len(names)) + 0.4, "k",
-                lw=1, ls=":", label="chance")
-    axis.set_xticks(range(len(names)), [f"{n}\n{BENCHMARKS[n].metrics[0]}" for n in names])
-    axis.set_ylim(0, 1)
-    axis.legend(frameon=False, ncols=len(results["columns"]) + 1, loc="upper center", bbox_to_anchor=(0.5, 1.12), fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def main(argv=None):
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
     parser.add_argument("--shards", default="data/tiny/test", help="folder with a folder of shards per benchmark")
     parser.add_argument("--bench", default="all", help="comma-separated, or all that are found")
-    parser.add_argument("--columns", default=",".join(COLUMNS), help="text, and bridges (santa.BRIDGES), comma-separated")
+    parser.add_argument("--columns", default=",".join(COLUMNS), help="text, and bridges (santa.BRIDGES), comma-separated; the last is the headline")
     parser.add_argument("--out", help="default: eval/ beside the checkpoint")
-    parser.add_argument("--crop", default="center", choices=("center", "random", "windows"))
+    parser.add_argument("--crop", default="center", choices=("center", "random", "windows"), help="of clips longer than CLAP's window")
+    parser.add_argument("--tags", default="on", choices=("on", "off"), help="the released code's dataset tags, where the template has {tag}")
+    parser.add_argument("--decoding", default="greedy", help=f"{', '.join(DECODING)}, or keywords of generate: '{{\"num_beams\": 8}}'")
+    parser.add_argument("--match", default="clap", help="text-matching encoders, comma-separated: clap, a model of transformers, https://ENDPOINT#MODEL")
+    parser.add_argument("--label-template", default="sound of {}", help="what text matching encodes for a label")
+    parser.add_argument("--judge", metavar="NAME", help="whose verdicts on AIR-Bench Chat count, where several have judged (judge.py)")
+    parser.add_argument("--require", choices=("spice",), help="stop at once where SPICE cannot run, instead of leaving it out")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--decoding", type=json.loads, default={}, help='keywords of generate, e.g. \'{"num_beams": 4}\'')
     parser.add_argument("--score", action="store_true", help="only score the stored predictions again")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired tests between two columns, or two files of predictions")
+    parser.add_argument("--ablate", nargs="+", metavar="NAME[=VALUE,...]", help="table4, lambda, tau, L, M, K, sigma, lora_rank, lora_alpha, layers, figure3")
+    parser.add_argument("--memory", help="--ablate M, K: shards of texts with vectors, for memories larger than the model's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    return parser
 
-    ckpt, columns = Path(args.ckpt), args.columns.split(",")
-    out = Path(args.out) if args.out else ckpt.parent / "eval"
-    if not (ckpt / "config.json").exists():
-        sys.exit(f"eval.py: {ckpt} holds no trained model; first: torchrun train.py")
-    found = [b for b in BENCHMARKS if (Path(args.shards) / b / "index.json").exists()]
-    names = found if args.bench == "all" else args.bench.split(",")
-    if not found or set(names) - set(found):
-        sys.exit(f"eval.py: no shards for {', '.join(set(names) - set(found)) or 'any benchmark'} under {args.shards}; "
-                 f"there are: {', '.join(found) or 'none'}; known: {', '.join(BENCHMARKS)}")
-    sources = {b: Source(f"{args.shards}/{b}") for b in names}
-    labels = {b: json.loads(p.read_text()) if (p := Path(args.shards) / b / "labels.json").exists() else None for b in names}
 
-    # Stored vectors and predictions stand for this model, these shards and these settings; under others they are made anew.
-    weights = [p for p in sorted(ckpt.rglob("*")) if p.suffix in (".safetensors", ".json")]
-    made = {"model": hashlib.sha256("".join(map(sha256, weights)).encode()).hexdigest(), "crop": args.crop,
-            "decoding": args.decoding}
-    run_key = lambda b: hashlib.sha256(json.dumps([made, sources[b].index["hash"]], sort_keys=True).encode()).hexdigest()[:12]
-    (out / "vectors").mkdir(parents=True, exist_ok=True)
-    stored = {(c, b): out / c / f"{b}.{run_key(b)}.jsonl" for c in columns for b in names}
-    key = hashlib.sha256("".join(map(str, stored)).encode() + json.dumps([[run_key(b), labels[b]] for b in names]).encode()).hexdigest()[:12]
-    if (out / "results.json").exists() and not args.score and json.loads((out / "results.json").read_text()).get("key") == key:
-        print((out / "report.md").read_text().split("\n\n")[0], f"\n\nnothing has changed since this was written to {out}")
-        return
-
-    model_config = json.loads((ckpt / "config.json").read_text())
-    name = model_config["clap"]
-    clap = load_clap(str(ckpt / name) if (ckpt / name).exists() else name)
-    if isinstance(clap, torch.nn.Module):
-        clap.to(args.device)
-    text = lambda texts: clap.encode_text(texts).cpu()
-
-    rows, z = {}, {}
-    for b in names:
-        rows[b], z[b] = encode(sources[b], clap, args.crop, out / "vectors" / f"{b}.{run_key(b)}.safetensors")
-    todo = [(c, b) for (c, b), path in stored.items() if not path.exists() and (c != "text" or "text" in z[b])]
-    if todo and args.score:
-        sys.exit(f"eval.py --score: no stored predictions for {todo[0][1]} with {todo[0][0]} from this model and these settings")
-    if todo:
-        model = MATS.from_pretrained(ckpt).to(args.device)
-        bar = tqdm(total=sum(len(rows[b]) for _, b in todo), unit=" answers", desc="generate")
-        for c, b in todo:
-            predictions = predict(model, rows[b], z[b], c, z[b]["audio"].mean(0), args.decoding, args.batch, bar)
-            stored[c, b].parent.mkdir(exist_ok=True)
-            write_atomic(stored[c, b], "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions).encode())
-        bar.close()
-
-    results = {"benchmarks": {}, "ckpt": args.ckpt, "key": key, **made, "n": {b: len(rows[b]) for b in names},
-               "clips": {b: sources[b].index.get("clips", len(rows[b])) for b in names},
-               "chance": {b: round(chance(b, rows[b], labels[b]), 5) for b in names}, "clap": {}, "columns": {}}
-    for b in names:
-        if BENCHMARKS[b].metrics[0] in ("ACC", "mAP"):
-            similar = z[b]["audio"] @ text([f"sound of {label.lower()}" for label in labels[b]]).T
-            results["clap"][b] = score(b, rows[b], labels[b], scores=similar)
-        elif BENCHMARKS[b].metrics[0] == "MC-ACC":
-            choices = [text([f"sound of {x.lower()}" for x in r["choices"]]) for r in rows[b]]
-            picked = [r["choices"][int((zc @ a).argmax())] for r, zc, a in zip(rows[b], choices, z[b]["audio"])]
-            results["clap"][b] = score(b, [{**r, "prediction": p} for r, p in zip(rows[b], picked)])
-    for c in tqdm(columns, desc="score"):
-        results["columns"][c] = {b: score(b, [json.loads(line) for line in stored[c, b].read_text().splitlines()], labels[b], text)
-                                 for b in names if stored[c, b].exists()}
-    results["benchmarks"] = results["columns"][columns[-1]]
-    print(report(results, out))
-    print(f"\nreport, plot and predictions: {out}")
+def main(argv=None):
+    args = arguments().parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if args.device.startswith("cuda"):
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        dist.init_process_group("gloo")                     # what the processes exchange are files and barriers
+    out, columns = Path(args.out) if args.out else Path(args.ckpt).parent / "eval", args.columns.split(",")
+    e = Evaluation(args.ckpt, args.shards, out, args.bench, args.crop, args.tags == "on", args.decoding, args.match, args.label_template,
+                   args.judge, args.batch, args.device)
+    if args.ablate:
+        import ablate
+        ablate.run(e, args.ablate, args.memory)
+    elif args.compare:
+        compare(e, *args.compare)
+    else:
+        key = digest(columns, e.key, e.match, e.template, [e.labels[b] for b in e.names], bool(args.require))
+        if (out / "results.json").exists() and not args.score and json.loads((out / "results.json").read_text()).get("key") == key:
+            if e.rank == 0:
+                print((out / "report.md").read_text().split("\n\n")[0], f"\n\nnothing has changed since this was written to {out}")
+        else:
+            results, predictions = evaluate(e, columns, find_spice(e, args.require), args.score)
+            if e.rank == 0:
+                write(e, {"key": key} | results, predictions)
+                print(report.markdown(results).split("\n\n")[0])
+                print(f"\nreport, plot and predictions: {out} (open report.html)")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except DataError as e:
+    except (DataError, SpiceMissing) as e:
         sys.exit(f"eval.py: {e}")

@@ -10,38 +10,25 @@ For every set of labels, as many descriptions as there are training clips with i
 the same command asks for what lacks. The API key comes from OPENAI_API_KEY; a server of your own needs none.
 """
 import argparse
-import fcntl
-import json
 import os
 import random
 import re
 import sys
-import threading
-import zlib
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 sys.path.insert(0, str(Path(__file__).parent.parent))          # so that it also runs as a script
 
 from tqdm import tqdm
 
 from data import DataError
+from llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
 
-PER_CALL, MAX_TOKENS = 20, 1200     # descriptions asked for in one request; tokens of an answer, twice what they take
+PER_CALL = 20                       # descriptions asked for in one request
+TEMPERATURE, MAX_TOKENS = 1.0, 1200 # of an answer; twice the tokens that they take
 BARREN = 3                          # calls in a row that bring nothing new, after which a set of labels is given up
-
-
-class DescribeError(DataError):
-    """The run cannot go on; the message says why and what to do. What was written stays."""
-
-
-class Unanswered(DescribeError):
-    """One request failed for good, after all its retries; others may succeed."""
 
 
 # --- the prompt -------------------------------------------------------------------------------------------------------
@@ -128,100 +115,6 @@ def fault(text, labels, others=()):
         return "wrong label"
 
 
-# --- who answers: ask(messages) -> (text, usage) ------------------------------------------------------------------------
-
-class Plain(HTTPErrorProcessor):
-    """Hands on every answer as it is; urllib by itself follows redirects, and takes the API key along."""
-    def http_response(self, request, response):
-        return response
-    https_response = http_response
-
-
-class Endpoint:
-    """ask() through an OpenAI-compatible endpoint: POST {url}/chat/completions. Safe to call from many threads.
-
-    Retries with exponential back-off what may pass: 408, 429 (no sooner than Retry-After says, up to ten minutes), 5xx, no
-    connection, silence for `timeout` seconds, an answer that is no chat completion. Raises Unanswered after `tries`, and
-    DescribeError on what no retry mends: any other status, a used-up quota, a key or URL that cannot be sent.
-    """
-
-    def __init__(self, url, model, key=None, timeout=120, tries=6, backoff=1.0):
-        self.url, self.model, self.key = url.rstrip("/") + "/chat/completions", model, (key or "").strip()
-        if not re.match(r"https?://[!-~]+$", self.url) or not re.fullmatch(r"[!-~]*", self.key):
-            raise DescribeError(f"{url!r} is no address like https://api.openai.com/v1, or OPENAI_API_KEY is not plain ASCII")
-        self.timeout, self.tries, self.backoff = timeout, tries, backoff
-        self.stopped, self.open = threading.Event(), build_opener(Plain).open
-
-    def __call__(self, messages):
-        body = json.dumps({"model": self.model, "messages": messages, "temperature": 1.0, "max_tokens": MAX_TOKENS}).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        for attempt in range(1, self.tries + 1):
-            pause, status, said = self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5), None, ""
-            try:
-                with self.open(Request(self.url, body, headers), timeout=self.timeout) as response:
-                    status, after = response.status, response.headers.get("Retry-After", "")
-                    said = response.read().decode(errors="replace")
-                if status == 200:
-                    return completion(json.loads(said))
-                if re.fullmatch(r"\d+(\.\d+)?", after.strip()):         # a date is left to the back-off
-                    pause = max(pause, min(float(after), 600))
-                problem = f"{status} {response.reason}:"
-            except (OSError, HTTPException) as e:
-                problem = str(e) or repr(e)
-            except (ValueError, LookupError, TypeError, AttributeError):
-                problem = "the answer is no chat completion:"
-            problem += " " + (said.replace(self.key, "***") if self.key else said)[:300]    # some repeat a key that they refuse
-            if status and status < 500 and status not in (200, 408, 429) or status == 429 and "insufficient_quota" in said:
-                raise DescribeError(f"{self.url} refuses: {problem}\nIs OPENAI_API_KEY a key of this endpoint, with credit? Is "
-                                    f"--endpoint all that stands before /chat/completions? Does it have {self.model}?")
-            if attempt == self.tries or self.stopped.wait(pause):
-                raise Unanswered(f"{self.url}: no answer after {attempt} tries, at last: {problem}")
-
-
-def completion(answer):
-    """(text, usage) of a chat completion; raises LookupError, TypeError or AttributeError if it is none."""
-    choice, usage = answer["choices"][0], answer.get("usage") or {}
-    text = whole_lines(choice["message"]["content"] or "", choice.get("finish_reason") == "length")
-    return text.encode(errors="ignore").decode(), {k: v for k, v in usage.items() if isinstance(v, int)}    # no lone surrogates
-
-
-def whole_lines(text, cut):
-    """`text` without what a reasoning model thought first, and without its last line if it was cut off there."""
-    return re.sub(r"<think>.*?(</think>|\Z)", "", text[:text.rfind("\n") + 1] if cut else text, flags=re.S)
-
-
-class Local:
-    """A local `transformers` model: many() answers a batch of chats, always the same way. Raises DescribeError if the model has
-    no chat template, or too short a context for prompt and answer."""
-
-    def __init__(self, name, max_tokens=MAX_TOKENS):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        self.tokenizer, self.max_tokens = AutoTokenizer.from_pretrained(name, padding_side="left"), max_tokens
-        if not self.tokenizer.chat_template:
-            raise DescribeError(f"{name} has no chat template; choose a model that was tuned to follow instructions")
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
-
-    def many(self, batch):
-        import torch
-        chats = [[{"role": "user", "content": "\n\n".join(m["content"] for m in chat)}] for chat in batch]  # some know no system
-        chats = [self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-        inputs = self.tokenizer(chats, return_tensors="pt", padding=True, add_special_tokens=False).to(self.model.device)
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]       # (B, T), padded on the left
-        context = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
-        if ids.shape[1] + self.max_tokens > context:
-            raise DescribeError(f"the model's context of {context} tokens is too short for {ids.shape[1]} of prompt and "
-                                f"{self.max_tokens} of answer")
-        torch.manual_seed(zlib.crc32("".join(chats).encode()))
-        out = self.model.generate(input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_p=0.95,
-                                  max_new_tokens=self.max_tokens, pad_token_id=self.tokenizer.pad_token_id)[:, ids.shape[1]:]
-        cut = out.shape[1] == self.max_tokens and [int(row[-1]) not in self.tokenizer.all_special_ids for row in out]
-        return [(whole_lines(self.tokenizer.decode(row, skip_special_tokens=True), cut and cut[i]),
-                 {"prompt_tokens": int(mask[i].sum()), "completion_tokens": len(row)}) for i, row in enumerate(out)]
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 @dataclass
@@ -233,21 +126,14 @@ class Report:
     lacks: Counter = field(default_factory=Counter)         # labels -> number
 
 
+def described(row):
+    """(labels, the text's words without case and punctuation) of a line; raises LookupError, TypeError or AttributeError."""
+    return tuple(row["labels"]), " ".join(words(row["text"]))
+
+
 def read(path):
-    """What a file of descriptions holds: a Counter of label sets, the set of texts (case and punctuation aside), and where its
-    last whole line ends. Raises DescribeError, naming the line, on one that is no description."""
-    have, seen, end = Counter(), set(), 0
-    for i, line in enumerate(open(path, "rb") if os.path.exists(path) else [], 1):
-        try:
-            row = json.loads(line)
-            have[tuple(row["labels"])] += 1
-            seen.add(" ".join(words(row["text"])))
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
-            if not line.endswith(b"\n"):        # the last line, cut in half by a kill
-                break
-            raise DescribeError(f"{path}, line {i} is no description ({e!r}); mend or delete that line") from None
-        end += len(line)
-    return have, seen, end
+    """Counter of the label sets that a file of descriptions holds. Raises DataError, naming the line, on one that is none."""
+    return Counter(labels for labels, _ in read_lines(path, described, "description")[0])
 
 
 def describe(plan, ask, path, model, workers=8):
@@ -256,53 +142,37 @@ def describe(plan, ask, path, model, workers=8):
     plan: Counter, tuple of labels -> number of descriptions. ask: chat messages -> (text, usage), called from `workers` threads at
     once; or an object with many(list of messages) -> list of (text, usage), given `workers` at once. Lines are appended to `path`
     as answers come. A label set is given up after BARREN calls in a row without anything new, or when a request for it fails for
-    good (Unanswered). Raises DescribeError if all fail, if another run writes to `path`, or if a line in it is no description.
+    good (Unanswered). Raises LLMError if all fail, DataError if another run writes to `path` or a line in it is no description.
     """
-    path, report, universe, limit = Path(path), Report(), set().union(*plan), max(10, 2 * workers)
-    flying, asked, calls, barren, failures = {}, Counter(), Counter(), Counter(), 0
-    path.parent.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        file = stack.enter_context(open(path, "a+b"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DescribeError(f"another run is writing to {path}; wait for it") from None
-        have, seen, end = read(path)
-        file.truncate(end)
-        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-            file.write(b"\n")                   # an editor took it from the last line
+    path, report, universe = Path(path), Report(), set().union(*plan)
+    asked, calls, barren = Counter(), Counter(), Counter()
+    queue = deque(plan)                         # label sets take turns, so that an early end leaves something for each
+    with growing(path, described, "description") as (found, append):
+        have, seen = Counter(labels for labels, _ in found), {key for _, key in found}
         seen.update(" ".join(words(text)) for shown in EXAMPLES.values() for text in shown.split("\n"))   # echoes of the prompt
-        bar = stack.enter_context(tqdm(desc=path.stem, unit=" descriptions", total=plan.total(), initial=(plan & have).total()))
-        pool = ThreadPoolExecutor(workers)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        queue = deque(plan)                     # label sets take turns, so that an early end leaves something for each
-        while failures < limit:
-            while queue and len(flying) < workers:
+
+        def next_chat():
+            while queue:
                 labels = queue.popleft()
                 n = min(PER_CALL, plan[labels] - have[labels] - asked[labels])
                 if n <= 0 or labels in report.given_up:
                     continue                    # enough is under way; it comes back if that does not suffice
                 later = random.Random(f"{labels} {have[labels]} {calls[labels]}")
                 messages = prompt(labels, n, later if have[labels] or calls[labels] else None)
-                flying[Future() if hasattr(ask, "many") else pool.submit(ask, messages)] = labels, n, messages
                 asked[labels] += n
                 calls[labels] += 1
                 queue.append(labels)
-            if not flying:
-                break
-            if hasattr(ask, "many"):
-                for future, answer in zip(flying, ask.many([messages for _, _, messages in flying.values()])):
-                    future.set_result(answer)
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                labels, n, _ = flying.pop(future)
+                return (labels, n), messages
+
+        with closing(answers(ask, next_chat, workers)) as replies, \
+                tqdm(desc=path.stem, unit=" descriptions", total=plan.total(), initial=(plan & have).total()) as bar:
+            for (labels, n), answer in replies:
                 asked[labels] -= n
                 report.requests += 1
-                try:
-                    text, usage = future.result()
-                except Unanswered as e:
-                    report.given_up[labels], failures = str(e), failures + 1
+                if isinstance(answer, Unanswered):
+                    report.given_up[labels] = str(answer)
                     continue
-                failures, new = 0, []
+                (text, usage), new = answer, []
                 report.usage.update(usage)
                 for line in filter(None, (clean(line, labels) for line in text.split("\n"))):
                     key, full = " ".join(words(line)), have[labels] + len(new) >= plan[labels]
@@ -312,9 +182,7 @@ def describe(plan, ask, path, model, workers=8):
                     else:
                         seen.add(key)
                         new.append(line)
-                rows = [{"labels": list(labels), "text": line, "model": model} for line in new]
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-                file.flush()
+                append({"labels": list(labels), "text": line, "model": model} for line in new)
                 have[labels] += len(new)
                 bar.update(len(new))
                 bar.set_postfix_str(", ".join(f"{v} {k}" for k, v in report.dropped.most_common()))
@@ -322,9 +190,6 @@ def describe(plan, ask, path, model, workers=8):
                 if barren[labels] >= BARREN and have[labels] < plan[labels]:
                     report.given_up[labels] = f"nothing new in {barren[labels]} calls in a row"
                 queue.append(labels)
-    if failures and (failures >= limit or failures == report.requests):
-        raise DescribeError(f"{failures} requests in a row failed; the last: {list(report.given_up.values())[-1]}\n"
-                            f"{path} keeps what it has; the same command goes on from there")
     report.lacks = plan - have
     report.given_up = {k: why for k, why in report.given_up.items() if k in report.lacks}     # others under way may have sufficed
     return report
@@ -375,24 +240,22 @@ def run(args):
     for name in args.names:
         plan = Counter({k: args.per_label or n for k, n in list(label_sets(name, args.root).items())[:args.limit]})
         path = Path(args.root, "descriptions", f"{name}.jsonl")
-        plans[path], have = plan, read(path)[0]
+        plans[path], have = plan, read(path)
         total.update(estimate(plan, have))
         print(f"{name}: {plan.total():,} descriptions of {len(plan):,} label sets, {(plan - have).total():,} to be written")
     if not total["requests"]:
         return print("nothing to do")
     print(f"about {total['requests']:,} requests, {spent(total['in'], total['out'])}, and some more to replace unfit ones")
-    if not args.yes and not sys.stdin.isatty():
-        return "describe.py: there is nobody to ask whether to start; add --yes"
-    if not args.yes and input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
-        return "describe.py: not started"
+    if refused := go_ahead(args.yes):
+        return f"describe.py: {refused}"
     if args.local:
-        ask, model = Local(args.local), Path(args.local).resolve().name if os.path.isdir(args.local) else args.local
+        ask = Local(args.local, TEMPERATURE, MAX_TOKENS)
     else:
-        model = args.model or "gpt-4o-mini"
-        ask = Endpoint(args.endpoint or "https://api.openai.com/v1", model, os.environ.get("OPENAI_API_KEY"))
+        key = os.environ.get("OPENAI_API_KEY")
+        ask = Endpoint(args.endpoint or OPENAI, args.model or "gpt-4o-mini", key, TEMPERATURE, MAX_TOKENS)
     try:
         for path, plan in plans.items():
-            report = describe(plan, ask, path, model, workers=args.workers)
+            report = describe(plan, ask, path, ask.name, workers=args.workers)
             tokens = report.usage["prompt_tokens"], report.usage["completion_tokens"]
             print(f"{path}: {(plan - report.lacks).total():,} of {plan.total():,}; {report.requests:,} requests, {spent(*tokens)}")
             print("dropped:", ", ".join(f"{v:,} {k}" for k, v in report.dropped.most_common()) or "none")

@@ -1,14 +1,14 @@
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
-import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
-from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 import eval as evaluation
 import sample
@@ -17,72 +17,6 @@ from conftest import ANIMALS, gpt2, make_samples
 from data import DataError, ShardWriter
 from mats import MATS, MATSConfig
 from santa import Santa
-
-LABELS = ["dog", "cat", "rain", "church bell"]
-
-
-def letters(texts):
-    """A text encoder by hand: counts of letters."""
-    return F.normalize(torch.tensor([[t.lower().count(chr(97 + i)) + 0.01 for i in range(26)] for t in texts]).float(), dim=-1)
-
-
-def row(prediction, answer, **more):
-    return {"id": "x", "prediction": prediction, "answer": answer, **more}
-
-
-# --- metrics ---
-
-def test_text_matching_finds_the_label_that_was_said():
-    rows = [row(f"sound of {p}", a) for p, a in zip(LABELS, ["dog", "cat", "rain", "rain"])]
-    result = evaluation.score("sound", rows, LABELS, letters)
-    assert result["ACC"] == 0.75 and result["n"] == 4
-    with pytest.raises(DataError, match="'fox'"):
-        evaluation.score("sound", [row("dog", "fox")], LABELS, letters)
-
-
-def test_map_is_scikit_learns(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [row(", ".join(rng.choice(LABELS, 2, replace=False)), ", ".join(rng.choice(LABELS[:3], rng.integers(1, 3), replace=False)))
-            for _ in range(60)]
-    scores = torch.stack([sum(letters([p])[0] @ letters([f"sound of {l}"])[0] * torch.eye(4)[i] for p in r["prediction"].split(", ")
-                              for i, l in enumerate(LABELS)) for r in rows])
-    truth = np.array([[l in r["answer"].split(", ") for l in LABELS] for r in rows])
-    want = np.mean([average_precision_score(truth[:, c], scores[:, c]) for c in range(3)])      # no row is a church bell
-    result = evaluation.score("events", rows, LABELS, letters)
-    assert result["mAP"] == pytest.approx(want, abs=1e-5)
-    assert result["ci95"][0] < result["mAP"] < result["ci95"][1]
-    assert evaluation.score("events", rows, LABELS, scores=scores * 9 - 4)["mAP"] == pytest.approx(want, abs=1e-5)    # no sigmoid
-
-
-def test_caption_metrics_are_torchmetrics_on_the_whole_set():
-    rng = np.random.default_rng(0)
-    tell = lambda: " ".join(rng.choice(["a", "dog", "barks", "while", "rain", "falls", "and", "bells", "ring"], rng.integers(5, 12)))
-    rows = [row(tell(), [tell() for _ in range(3)]) for _ in range(30)] + [row("", ["a dog barks"])]
-    result = evaluation.score("caption", rows)
-    bleu, rouge = SacreBLEUScore(n_gram=4, tokenize="13a"), ROUGEScore(rouge_keys="rougeL")
-    for metric in (bleu, rouge):
-        metric.update([r["prediction"] for r in rows], [r["answer"] for r in rows])
-    assert result["BLEU4"] == pytest.approx(float(bleu.compute()), abs=1e-5)
-    assert result["ROUGE-L"] == pytest.approx(float(rouge.compute()["rougeL_fmeasure"]), abs=1e-5)
-    assert result["ci95"][0] < result["ROUGE-L"] < result["ci95"][1]
-
-
-def test_yes_no():
-    rows = [row("Yes, it is.", "yes"), row("no", "yes"), row("maybe", "no"), row("", "no"), row("NO", "no")]
-    assert evaluation.score("yesno", rows)["B-ACC"] == pytest.approx(2 / 5)
-    assert evaluation.chance("yesno", rows) == pytest.approx(3 / 5)
-
-
-def test_open_questions_want_the_words_of_the_answer():
-    rows = [row("A dog barking.", "a dog barking"), row("dog a barking", "a dog barking"), row("two", ["two", "three"])]
-    assert evaluation.score("open", rows)["EM"] == pytest.approx(2 / 3, abs=1e-5)
-
-
-def test_multiple_choice_is_mmaus_rule(shared):
-    cases = json.loads((shared / "vectors" / "mmau_string_match.json").read_text())["cases"]
-    stats, _ = evaluation.multiple_choice([row(c["prediction"], c["answer"], choices=c["choices"]) for c in cases])
-    assert [bool(s) for s in stats[:, 0]] == [c["correct"] for c in cases] and len(cases) > 10
-
 
 # --- the whole path ---
 
@@ -112,35 +46,126 @@ def project(tmp_path_factory, tokenizer):
     return root
 
 
-def test_evaluation_end_to_end(project, capsys, monkeypatch):
-    argv = ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench"), "--columns", "text,none,shift,santa"]
-    evaluation.main(argv)
-    printed = capsys.readouterr()
-    assert "farm.7" in printed.err                                          # named, left out
-    out = project / "run" / "eval"
-    results = json.loads((out / "results.json").read_text())
-    assert set(results["columns"]) == {"text", "none", "shift", "santa"} and results["benchmarks"] == results["columns"]["santa"]
-    assert results["benchmarks"]["sound"]["n"] == 19 and 0 <= results["benchmarks"]["sound"]["ACC"] <= 1
-    assert results["chance"] == {"sound": 1 / 8, "yesno": 1.0} and "ACC" in results["clap"]["sound"]
-    assert "| sound classification | ACC | 19 |" in printed.out and printed.out.split("\n\n")[0] in (out / "report.md").read_text()
-    assert (out / "results.png").stat().st_size > 5000
-    predictions = [json.loads(line) for line in next((out / "santa").glob("yesno.*.jsonl")).read_text().splitlines()]
+def options(project, *more):
+    return ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench"), "--columns", "text,none,shift,santa", *more]
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(project):
+    evaluation.main(options(project))
+    return project / "run/eval"
+
+
+def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
+    results = results_of(evaluated)
+    assert set(results["columns"]) == {"text", "none", "shift", "santa"}
+    last = results["columns"]["santa"]
+    assert results["benchmarks"]["sound"] == {"ACC": last["sound"]["ACC"]["value"], "n": 19, "ci95": last["sound"]["ACC"]["ci95"]}
+    assert results["chance"] == {"sound": {"ACC": 1 / 8}, "yesno": {"B-ACC": 1.0}} and 0 <= results["clap"]["sound"]["ACC"]["value"] <= 1
+    for name in ("report.md", "report.html", "results.png"):
+        assert (evaluated / name).stat().st_size > 1000
+    assert "| sound classification | ACC | 19 |" in (evaluated / "report.md").read_text() and "data:audio/flac" in (evaluated / "report.html").read_text()
+    predictions = [json.loads(line) for line in next((evaluated / "santa").glob("yesno.*.jsonl")).read_text().splitlines()]
     assert len(predictions) == 19 and {"id", "instruction", "answer", "prediction", "text"} <= set(predictions[0])
 
     # a second run generates nothing; neither does --score, which takes what stands in the files
     monkeypatch.setattr(MATS, "from_pretrained", lambda *a: pytest.fail("the model was loaded"))
-    evaluation.main(argv)
-    assert json.loads((out / "results.json").read_text()) == results
-    path = next((out / "santa").glob("yesno.*.jsonl"))
+    evaluation.main(options(project))
+    assert "nothing has changed" in capsys.readouterr().out and results_of(evaluated) == results
+    path = next((evaluated / "santa").glob("yesno.*.jsonl"))
+    said = path.read_text()
     path.write_text("".join(json.dumps({**p, "prediction": "Yes."}) + "\n" for p in predictions))
-    evaluation.main([*argv, "--score"])
-    assert json.loads((out / "results.json").read_text())["benchmarks"]["yesno"]["B-ACC"] == 1.0
-    with pytest.raises(SystemExit, match="no stored predictions"):
-        evaluation.main([*argv, "--score", "--crop", "windows"])
-    with pytest.raises(SystemExit, match="no shards for dance"):
-        evaluation.main([*argv, "--bench", "dance"])
-    with pytest.raises(SystemExit, match="torchrun train.py"):
+    evaluation.main(options(project, "--score"))
+    assert results_of(evaluated)["benchmarks"]["yesno"]["B-ACC"] == 1.0
+    path.write_text(said)
+    evaluation.main(options(project, "--score"))
+    for more, message in ((["--score", "--crop", "windows"], "no stored predictions"), (["--bench", "dance"], "no shards for dance"),
+                          (["--ablate", "taste"], "there are table4"), (["--ablate", "tau=high"], "expected numbers")):
+        with pytest.raises(DataError, match=message):
+            evaluation.main(options(project, *more))
+    with pytest.raises(DataError, match="torchrun train.py"):
         evaluation.main(["--ckpt", str(project)])
+
+
+def test_what_cannot_be_decoded_is_named(project, tmp_path, capsys):
+    evaluation.main(options(project, "--out", str(tmp_path), "--columns", "none"))
+    assert "farm.7" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_scores_of_one(project, evaluated, tmp_path):
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "eval.py", *options(project, "--out", str(tmp_path), "--device", "cpu")]
+    done = subprocess.run(argv, cwd=Path(evaluation.__file__).parent, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    one, two = results_of(evaluated), results_of(tmp_path)
+    assert one["columns"] == two["columns"] and one["clap"] == two["clap"]
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_a_killed_run_goes_on_and_says_nothing_twice(project, evaluated, tmp_path, monkeypatch):
+    real, asked = MATS.generate, []
+
+    def generate(self, z, instructions, *args, **kwargs):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(z))
+        return real(self, z, instructions, *args, **kwargs)
+    monkeypatch.setattr(MATS, "generate", generate)
+    argv = options(project, "--out", str(tmp_path), "--columns", "santa", "--batch", "5")
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.main(argv)
+    part = next((tmp_path / "santa").glob("*.part"))
+    with open(part, "ab") as f:
+        f.write(b'{"i": 3, "predic')                                        # what a kill leaves of a line
+    before = sum(asked)
+    asked[:] = []
+    monkeypatch.setattr(MATS, "generate", lambda self, z, *a, **k: asked.append(len(z)) or real(self, z, *a, **k))
+    evaluation.main(argv)
+    assert before == 15 and sum(asked) == 2 * 19 - 15
+    assert results_of(tmp_path)["columns"]["santa"] == results_of(evaluated)["columns"]["santa"]
+
+
+def test_protocols_change_scores_without_generating(project, evaluated, tmp_path, monkeypatch):
+    """Two encoders of words and another label template, on the stored predictions."""
+    from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
+    tok = MATS.from_pretrained(project / "run/model").tokenizer
+    for name, model in (("bert", BertModel(BertConfig(vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))),
+                        ("clip", CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                                                            intermediate_size=16, projection_dim=8, eos_token_id=tok.eos_token_id)))):
+        model.save_pretrained(tmp_path / name)
+        tok.pad_token = tok.eos_token
+        tok.save_pretrained(tmp_path / name)
+    monkeypatch.setattr(MATS, "generate", lambda *a, **k: pytest.fail("it generates"))
+    evaluation.main(options(project, "--match", f"clap,{tmp_path / 'bert'},{tmp_path / 'clip'}", "--label-template", "a {}"))
+    results = results_of(evaluated)
+    assert len(results["columns"]["santa"]["sound"]) == 3 and "'a {}'" in (evaluated / "report.md").read_text()
+
+
+def test_compare(project, evaluated, capsys):
+    evaluation.main(options(project, "--compare", "none", "none"))
+    assert "+0.0000 | [+0.0000, +0.0000] | 1 |" in capsys.readouterr().out
+    a, b = (str(next((evaluated / c).glob("yesno.*.jsonl"))) for c in ("none", "santa"))
+    evaluation.main(options(project, "--compare", a, b))
+    assert "| yes/no questions | B-ACC | 19 |" in capsys.readouterr().out
+
+
+def test_ablations(project, evaluated, capsys, monkeypatch):
+    evaluation.main(options(project, "--ablate", "tau=0.05,1", "M=10,20,400", "K=2", "figure3"))
+    out = capsys.readouterr().out
+    assert "M=400 is left out: 40 texts" in out
+    folder = evaluated / "ablate"
+    tau, m = (json.loads((folder / f"{n}.json").read_text())["rows"] for n in ("tau", "M"))
+    assert list(tau) == ["0.1", "0.05", "1"] and list(m) == ["40", "10", "20"]
+    assert tau["0.1"]["sound"]["value"] == results_of(evaluated)["columns"]["santa"]["sound"]["ACC"]["value"] and "p" in tau["1"]["yesno"]["against the first"]
+    assert "0.735" in (folder / "tau.md").read_text()                       # the paper's, beside
+    assert all((folder / f"{n}.png").stat().st_size > 5000 for n in ("tau", "M", "K", "figure3"))
+    panels = json.loads((folder / "figure3.json").read_text())
+    assert panels["pairs"] == 19 // 2 + 1 and set(panels["panels"]) == {"CLAP", "CLAP + noise", "memory", "Santa"}
+    with pytest.raises(DataError, match="state.pt is missing"):
+        evaluation.main(options(project, "--ablate", "sigma"))
 
 
 def test_sample_answers_what_it_can_read(project, tmp_path, capsys):

@@ -1,0 +1,362 @@
+import base64
+import copy
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import paper
+import report
+
+COLUMNS = ("text", "none", "santa")
+TITLES = {"esc50": "ESC-50", "audiocaps": "AudioCaps", "musiccaps": "MusicCaps", "clothoaqa": "ClothoAQA",
+          "mmau_mini": "MMAU test-mini", "own": "a|b"}
+HEADLINE = {"esc50": "ACC", "audiocaps": "CIDEr-D", "musiccaps": "ROUGE-L", "clothoaqa": "B-ACC (majority)",
+            "mmau_mini": "MC-ACC", "own": "EM"}
+MORE = {"audiocaps": ("SPICE", "SPIDEr"), "clothoaqa": ("ACC (majority)", "B-ACC (rows)"),
+        "mmau_mini": ("MC-ACC (sound)", "MC-ACC (speech)")}
+
+
+def make_results():
+    rng = np.random.default_rng(0)
+    columns = {}
+    for c in COLUMNS:
+        for name, headline in HEADLINE.items():
+            for metric in (headline, *MORE.get(name, ())):
+                v = round(float(rng.uniform(0.2, 0.8)), 5)
+                cell = {"value": v, "ci95": [v - 0.04, v + 0.03]}
+                if metric.startswith("SPI"):
+                    cell = {"value": None, "ci95": None, "why": f"{metric}: no Java | none"}
+                columns.setdefault(c, {}).setdefault(name, {})[metric] = cell
+    del columns["text"]["own"]                                                  # the true text is not known of every benchmark
+    columns["santa"]["mmau_mini"]["MC-ACC"] = {"value": 0.5, "ci95": None}
+    columns["santa"]["musiccaps"]["ROUGE-L"] = {"value": 0.187, "ci95": [0.17, 0.2]}
+    return {"ckpt": "out/<b>tiny</b>/model", "made": {"crop": "center", "decoding": {}, "tags": False},
+            "notes": ["ClothoAQA: two of\nthree agree"], "titles": TITLES, "clips": dict.fromkeys(TITLES, 2000) | {"own": 12},
+            "n": dict.fromkeys(TITLES, 240) | {"own": 12}, "headline": HEADLINE,
+            "columns": columns, "chance": {"esc50": {"ACC": 0.02}, "own": {"EM": 0.25}},
+            "clap": {"esc50": {"ACC": {"value": 0.61234, "ci95": [0.55, 0.66]}}}, "benchmarks": {}}
+
+
+def make_predictions(n=30, said="a dog"):
+    rows = lambda name, c: [{"id": f"{name}/{i // 2}", "instruction": f"what is {i % 2}?", "answer": ["a dog", "a cat"], "task": "cap",
+                             "score": i % 5 == 0, "prediction": f"{said} {c} {i}"} for i in range(n)]
+    return {(c, name): rows(name, c) for c in COLUMNS for name in TITLES if (c, name) != ("text", "own")}
+
+
+class Page(HTMLParser):
+    VOID = {"meta", "input", "hr", "br", "path", "use", "rect"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+# --- the tables ---
+
+def test_markdown_holds_every_number_and_says_why_one_is_missing():
+    results = make_results()
+    text = report.markdown(results)
+    for scored in results["columns"].values():
+        for cells in scored.values():
+            for cell in cells.values():
+                if cell["value"] is not None:
+                    assert f"{cell['value']:.3f}" in text
+                    if cell["ci95"]:
+                        assert f"[{cell['ci95'][0]:.3f}, {cell['ci95'][1]:.3f}]" in text
+    row = next(line for line in text.splitlines() if line.startswith("| ESC-50 | ACC"))
+    assert [c.strip() for c in row.split("|")][3:6] == ["240 of 2,000", "0.020", "0.612"]
+    assert "| a\\|b | EM | 12 | 0.250 | – | – |" in text
+    spice = next(line for line in text.splitlines() if line.startswith("|  | SPICE"))
+    assert [c.strip() for c in spice.split("|")][6:9] == ["–¹"] * 3
+    assert "- ¹ SPICE: no Java | none" in text and "- ² SPIDEr: no Java | none" in text
+    assert "- ClothoAQA: two of three agree" in text and "crop: center; decoding: default; tags: off" in text
+    widths = [{line.replace("\\|", "").count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("|")]
+    assert len(widths) == 3 and all(len(w) == 1 for w in widths)                # as many cells in every row of a table
+
+
+def test_the_papers_figures_stand_beside_ours_on_its_scale():
+    text = report.markdown(make_results()).partition("## Beside the paper")[2]
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = {tuple(line[:2]): line[2:] for line in lines}
+    assert rows["MusicCaps", "ROUGE-L"] == ["100 ×", "240 of 2,000", "18.7 [17.0, 20.0]", "22.9", "18.7", "21.7", "–",
+                                            "SALMONN 21.5†, LP-MusicCaps 13.0"]
+    assert rows["ESC-50", "ACC"][3:6] == ["0.86", "0.88", "0.70"]
+    assert rows["ESC-50", "ACC"][7].startswith("Pengi 0.92, CLAP 0.83, LTU 0.83ZS-")
+    assert rows["AudioCaps", "SPICE"][2:4] == ["–", "0.164"]
+    assert rows["AudioCaps", "SPICE"][6].startswith("DRCap 0.186, NoAudioCaptioning 0.178")
+    assert rows["ClothoAQA", "B-ACC (majority)"][3:5] == rows["ClothoAQA", "B-ACC (rows)"][3:5] == ["0.66", "0.76"]
+    assert rows["MMAU test-mini", "MC-ACC"][2:5] == ["50.0", "10.5", "43.3"] and rows["MMAU test-mini", "MC-ACC (sound)"][4] == "52.3"
+    assert ("MMAU test-mini", "MC-ACC (speech)") not in rows and not any(name.startswith("a\\") for name, _ in rows)
+
+
+def test_results_without_anything_but_scores():
+    results = make_results()
+    results |= {"titles": {"own": "own"}, "clap": {}, "chance": {}, "notes": [], "made": {},
+                "columns": {"none": {"own": {"EM": {"value": 0.5, "ci95": None}}}}}
+    text = report.markdown(results)
+    assert "| own | EM | 12 | – | – | 0.500 |" in text and "Beside the paper" not in text and "interval" not in text
+    assert "0.500" in report.html(results, {}, lambda name, row: None)
+    results["columns"]["none"]["own"]["EM"] = {"value": None, "ci95": None, "why": "nothing to score"}
+    assert "nothing to score" in report.html(results, {}, lambda name, row: None)
+
+
+# --- the page ---
+
+def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
+    rng, given = np.random.default_rng(0), []
+
+    def sound(name, row):
+        if name == "own":
+            return None
+        given.append(rng.bytes(500))
+        return {"esc50": ".WAV", "audiocaps": "flac", "musiccaps": "mp3", "clothoaqa": "ogg", "mmau_mini": "au"}[name], given[-1]
+    text = report.html(make_results(), make_predictions(), sound, samples=4)
+    page = Page(text)
+    for _, attrs in page.tags:
+        for key, value in attrs.items():
+            if key in ("src", "href", "xlink:href", "data", "action", "srcset", "poster"):
+                assert value.startswith(("#", "data:audio/")), value
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert all(v.startswith("#") for v in re.findall(r"url\(([^)]*)\)", text))
+    players = [a["src"] for a in page.all("audio")]
+    assert [base64.b64decode(p.partition(",")[2]) for p in players] == given[:16]
+    assert [p.partition(";")[0] for p in players[::4]] == ["data:audio/wav", "data:audio/flac", "data:audio/mpeg", "data:audio/ogg"]
+    assert text.count("a browser does not play .au") == 4 and text.count("no audio in the shards") == 4
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)) and {a["href"][1:] for a in page.all("a")} <= set(ids)
+
+
+def test_samples_are_few_mixed_and_the_same_each_time():
+    predictions = make_predictions()
+    text = report.html(make_results(), predictions, lambda name, row: None, samples=6)
+    assert len([a for a in Page(text).all("article")]) == 6 * len(TITLES)
+    assert text == report.html(make_results(), predictions, lambda name, row: None, samples=6)
+    chosen = report.choose(predictions["santa", "esc50"], 6, "esc50")
+    assert sorted(r["score"] for r in chosen) == [False] * 3 + [True] * 3
+    assert report.choose(predictions["santa", "esc50"], 99, "esc50") == predictions["santa", "esc50"]
+    unknown = [{"id": i} for i in range(50)]
+    chosen = report.choose(unknown, 5, "x")
+    assert chosen == report.choose(unknown, 5, "x") != report.choose(unknown, 5, "y") and len(chosen) == 5
+
+
+def test_columns_are_joined_by_question_not_by_place():
+    predictions = make_predictions(6)
+    predictions["none", "esc50"] = predictions["none", "esc50"][::-1][:4]       # another order, and two are not there
+    text = report.html(make_results(), predictions, lambda name, row: None, samples=6)
+    cards = re.findall(r'<article.*?</article>', text.partition('id="b-esc50"')[2].partition("</section>")[0], re.DOTALL)
+    assert [re.findall(r"a dog (\w+) (\d)", c) for c in cards] == \
+        [[("text", str(i))] + ([("none", str(i))] if i > 1 else []) + [("santa", str(i))] for i in range(6)]
+
+
+def test_whatever_a_model_or_a_label_says_is_shown_as_text():
+    evil = '<script>alert("x")</script>\ud83d</table>\'" & <b>'
+    results, predictions = make_results(), make_predictions(4, said=evil)
+    results["titles"] = {**TITLES, "own": evil.replace("\ud83d", "?")}            # goes into the plot, too
+    results["notes"] = [evil]
+    results["columns"]["none"]["audiocaps"]["SPICE"]["why"] = evil
+    predictions["santa", "own"] = [dict.fromkeys(("id", "instruction", "answer", "prediction", "task", "category"), evil) | {"score": 0.25}]
+    text = report.html(results, predictions, lambda name, row: (evil, b"x"), samples=4)
+    page = Page(text)
+    text.encode()                                                               # half a surrogate pair is no UTF-8
+    assert len(page.all("script")) == 1 and not page.all("b")[0] and '<script>alert' not in text
+    assert sum(s.count('<script>alert("x")</script>?</table>\'" & <b>') for s in page.text) > 60
+    report.markdown(results)
+
+
+def test_audio_is_limited(monkeypatch):
+    big, small = b"x" * (report.CLIP_BYTES + 1), b"x" * 1000
+    text = report.html(make_results(), make_predictions(), lambda name, row: ("wav", big if name == "esc50" else small), samples=3)
+    assert text.count("no player: 1.0 MB of audio, and a clip may have 1.0 MB") == 3
+    assert len(Page(text).all("audio")) == 3 * (len(TITLES) - 1)
+    monkeypatch.setattr(report, "PAGE_BYTES", 2000 * len(TITLES))               # two clips each
+    text = report.html(make_results(), make_predictions(), lambda name, row: ("wav", small), samples=3)
+    assert len(Page(text).all("audio")) == 2 * len(TITLES) and text.count("as much sound as it may") == len(TITLES)
+
+
+def test_the_plot_wraps(tmp_path):
+    results = make_results()
+    for i in range(14):
+        results["titles"] = {**results["titles"], f"b{i}": f"benchmark {i}"}
+        results["headline"] = {**results["headline"], f"b{i}": "ACC"}
+        for scored in results["columns"].values():
+            scored[f"b{i}"] = {"ACC": {"value": 0.5, "ci95": [0.4, 0.7]}}
+    figure = report.draw(results)
+    assert len([a for a in figure.axes if a.axison]) == 20 and figure.get_figwidth() < 15 and figure.get_figheight() > 8
+    report.plot(results, tmp_path / "results.png")
+    assert (tmp_path / "results.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (tmp_path / "results.png").stat().st_size < 1 << 20
+
+
+# --- the paired test ---
+
+def test_paired_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    a = rng.normal(0.5, 0.2, 200)
+    b = a + rng.normal(0.02, 0.15, 200)
+    result = report.paired(a, b)
+    t = stats.ttest_rel(a, b)
+    exact = stats.permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis), permutation_type="samples", vectorized=True,
+                                   n_resamples=20_000, rng=1)
+    assert result["difference"] == pytest.approx(np.mean(a - b), abs=1e-15)
+    assert 0.02 < exact.pvalue < 0.9                                            # a case where p means something
+    assert result["p"] == pytest.approx(t.pvalue, abs=0.02) and result["p"] == pytest.approx(exact.pvalue, abs=0.02)
+    assert np.allclose(result["ci95"], t.confidence_interval(), atol=0.003)
+    boot = stats.bootstrap((a - b,), np.mean, method="percentile", rng=0)
+    assert np.allclose(result["ci95"], boot.confidence_interval, atol=0.002)
+
+
+def test_paired_on_right_and_wrong_is_the_sign_test():
+    a, b = np.zeros(5000), np.zeros(5000)
+    a[:40], b[40:64] = 1, 1                                                     # a alone right 40 times, b alone 24 times
+    result = report.paired(a, b, draws=100_000)
+    assert result["difference"] == pytest.approx(16 / 5000)
+    assert result["p"] == pytest.approx(stats.binomtest(40, 64).pvalue, abs=0.004)
+    small = report.paired([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], draws=50_000)    # by hand: 2 of 2 ** 5 sign patterns are as far out
+    assert small["p"] == pytest.approx(2 / 32, abs=0.005)
+
+
+def test_paired_of_the_same_and_of_swapped_scores():
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 300):
+        for scores in (rng.normal(size=(2, n)), rng.integers(0, 2, size=(2, n))):
+            a, b = scores
+            assert report.paired(a, a) == {"difference": 0, "ci95": [0, 0], "p": 1}
+            ab, ba = report.paired(a, b), report.paired(b, a)
+            assert ab["difference"] == -ba["difference"] and ab["p"] == ba["p"]
+            assert np.allclose(ab["ci95"], np.negative(ba["ci95"])[::-1], atol=0.3 / n ** 0.5)
+            assert ab == report.paired(a, b) and 0 < ab["p"] <= 1 and ab["ci95"][0] <= ab["ci95"][1]
+    assert report.paired([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
+
+
+def test_false_alarms_are_as_many_as_p_says():
+    rng = np.random.default_rng(0)
+    p = [report.paired(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("a, b", [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([1, float("nan")], [1, 2])])
+def test_paired_refuses_what_cannot_be_paired(a, b):
+    with pytest.raises(ValueError):
+        report.paired(a, b)
+
+
+def test_compare_joins_by_clip_and_question():
+    rows = make_predictions(8)["santa", "esc50"]
+    rows += [copy.deepcopy(rows[0]) | {"prediction": "asked again"}]
+    pairs = report.compare(rows, [{**r, "prediction": r["prediction"] + "!"} for r in rows[1:8][::-1] + [rows[0], rows[8]]])
+    assert [b["prediction"] for _, b in pairs] == [a["prediction"] + "!" for a, _ in pairs] and [a for a, _ in pairs] == rows
+    with pytest.raises(ValueError, match=r"second lacks 1 of 9, such as 'esc50/3' \(what is 1\?\)"):
+        report.compare(rows, rows[:7] + rows[8:])
+    with pytest.raises(ValueError, match="the second lacks 1 of 8.*; the first lacks 1 of 8"):
+        report.compare(rows[:8], rows[:7] + [rows[7] | {"id": "other"}])
+
+
+# --- paper.py against the paper ---
+
+@pytest.fixture(scope="module")
+def text(shared):
+    if not (shared / "paper.txt").exists():
+        pytest.skip("no shared/paper.txt")
+    return (shared / "paper.txt").read_text()
+
+
+def cells(line):
+    """The numbers and dashes behind the model's name, with their marks, of a line of paper.txt."""
+    out = []
+    for cell in (c.strip(" $") for c in line.split("\t")):
+        if found := re.fullmatch(r"(?:<u>)?([\d.]+)(?:</u>)?\s*(.*)", cell):
+            mark = found[2].strip("^{}[] ").replace("\\dagger", "†").replace("+", "†")
+            out.append((float(found[1]), mark))
+        elif cell == "-":
+            out.append(None)
+    return out
+
+
+@pytest.mark.parametrize("table, start, end", [("1", "Table 1.", "Table 2."), ("2", "Table 2.", "Table 3.")])
+def test_tables_1_and_2_are_transcribed_whole(text, table, start, end):
+    part = text[text.index(start):text.index(end + " Comparision" if end == "Table 2." else end)]
+    columns = [e for metrics in paper.TABLES.values() for e in metrics.values() if e["table"] == table]
+    checked = set()
+    for line in part.splitlines():
+        model = next((m for m in sorted({m for e in columns for m in e["rows"]}, key=len, reverse=True)
+                      if re.match(rf"(\w*\s*(\(\w+\))?\t)?\s*{m}( \(|\t)", line)), None)
+        if model and "MATS-GPT2 (Ours) MATS-LLaMA" not in line:
+            want = [(e["rows"][model], e["marks"].get(model, "")) if model in e["rows"] else None for e in columns]
+            assert cells(line) == want, line
+            checked.add(model)
+    assert len(checked) == {"1": 10, "2": 13}[table], checked
+    if table == "1":                                                            # GPT2 and LLaMA share a line, in this order
+        line = next(line for line in part.splitlines() if "MATS-GPT2 (Ours) MATS-LLaMA" in line)
+        want = [(e["rows"]["MATS-GPT2"], e["rows"]["MATS-LLaMA"]) for e in columns]
+        assert [tuple(map(float, re.findall(r"\d\.\d+", cell))) for cell in line.split("\t")[1:]] == want
+
+
+def test_table_3_is_transcribed_column_by_column(text):
+    part = text[text.index("(a) AIR-Bench"):text.index("validating the effectiveness")]
+    numbers = re.findall(r"(?<![\d.])\d+\.\d+", part)
+    for name in ("airbench_sound", "airbench_music", "mmau_mini", "mmau"):
+        for entry in paper.TABLES[name].values():
+            rows = [f"{v:.{entry['digits']}f}" for v in entry["rows"].values()]
+            assert all(r in numbers for r in rows), (name, set(rows) - set(numbers))
+            assert len(entry["rows"]) == (12 if name.startswith("air") else 13)
+    assert paper.TABLES["airbench_sound"]["GPT4"]["rows"]["Qwen-Audio"] == 6.95
+    assert paper.TABLES["airbench_music"]["GPT4"]["rows"]["MATS-LLaMA"] == 5.76
+    line = "51.7\t57.4\t43.7\t41.5\t42.2\t43.8"                                # MATS-Audio's is the one row that came whole
+    metrics = [(b, m) for m in ("MC-ACC (sound)", "MC-ACC (music)", "MC-ACC") for b in ("mmau_mini", "mmau")]
+    assert line in part and [paper.TABLES[b][m]["rows"]["MATS-Audio"] for b, m in metrics] == [float(x) for x in line.split()]
+
+
+def test_spider_is_the_mean_of_cider_and_spice_everywhere():
+    triples = [(e["CIDEr-D"], e["SPICE"], e["SPIDEr"]) for rows in paper.ABLATIONS.values() for e in rows.values() if len(e) == 3]
+    for name in ("audiocaps", "clotho"):
+        t = {m: paper.TABLES[name][m]["rows"] for m in ("CIDEr-D", "SPICE", "SPIDEr")}
+        triples += [tuple(t[m][model] for m in t) for model in t["SPIDEr"] if model in t["SPICE"] and model in t["CIDEr-D"]]
+    assert len(triples) > 25 and all(abs((c + s) / 2 - spider) < 0.0011 for c, s, spider in triples)
+
+
+def test_the_ablations_are_transcribed(text):
+    for key, start in (("table4", "Table 4. Abl"), ("K", "K\tCIDEr"), ("layers", "Table S15. Abl")):
+        part = text[text.index(start):][:600]
+        for label, scores in paper.ABLATIONS[key].items():
+            found = re.search(rf"^(- )?{label}\t.*$", part, re.MULTILINE)
+            if label == "Memory-based":                                         # Table 4's first two rows share a line
+                assert "0.234 0.698\t0.094\t0.164" in part
+            elif label == "Noise-based":
+                assert "\t0.170\t0.434" in found[0]
+            else:
+                assert found[0].split("\t")[1:] == [f"{v:.3f}" for v in scores.values()], label
+    row = lambda values: "\t".join(f"{v['CIDEr-D']:.3f}" for v in values.values())
+    assert f"Er\t{row(paper.ABLATIONS['tau'])}\t-\tCIDEr\t{row(paper.ABLATIONS['L'])}\t0.7" in text
+    assert "\t".join(map(str, paper.ABLATIONS["M"])) in text and f"CIDEr(%)\t{row(paper.ABLATIONS['M'])}" in text
+    assert set(paper.ABLATED_IN) == set(paper.CHOSEN) == set(paper.ABLATIONS)
+    for key, rows in paper.ABLATIONS.items():                                   # the chosen setting is the best, and always the same model
+        if rows:
+            assert rows[paper.CHOSEN[key]]["CIDEr-D"] == max(r["CIDEr-D"] for r in rows.values()) == 0.735
+
+
+def test_the_benchmarks_are_the_projects():
+    from shards.benchmarks import BENCHMARKS
+    assert set(paper.TABLES) <= set(BENCHMARKS) and len(paper.TABLES) == 16
