@@ -8,7 +8,6 @@
 Every dataset lies in a folder of its own under DIR; shards/README.md says which files are expected there. Classification without audio needs
 descriptions of the labels, which shards/describe.py writes. What belongs to an evaluation set under DIR is left out (see `HeldOut`).
 """
-import argparse
 import itertools
 import json
 import re
@@ -24,7 +23,7 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shards import datasets as d
-from shards.files import DataError, Missing, Root, Sounds, Tally, build, clean, plain
+from shards.files import DataError, Missing, Root, Sounds, Tally, build, clean, command, plain
 
 # Table S8, and paraphrases of ours. Questions are their own instruction.
 INSTRUCTIONS = {
@@ -332,46 +331,24 @@ def overview(names, root, audio, check):
     return wrong
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(SOURCES)}")
-    parser.add_argument("--root", required=True, help="the folder that holds the datasets' folders")
-    parser.add_argument("--out", help="where the shards go, each source in a folder of its own")
+def options(parser):
     parser.add_argument("--audio", action="store_true", help="AudioAIA: the clips' audio instead of texts")
-    parser.add_argument("--limit", type=int, help="at most so many samples of each source")
     parser.add_argument("--instructions", choices=("paper", "varied"), default="paper", help="Table S8's, or five paraphrases a task")
     parser.add_argument("--keep-eval", action="store_true", help="do not leave out what belongs to an evaluation set")
-    parser.add_argument("--list", action="store_true", help="print every source, and what of it is there")
-    parser.add_argument("--check", action="store_true", help="compare the counts with the published ones; exit 1 on a difference")
-    args = parser.parse_args(argv)
-    everything = not args.names or args.names == ["all"]
-    names = list(SOURCES) if everything else args.names
-    for name in names:
-        if name not in SOURCES:
-            sys.exit(f"audiotia.py: no source {name!r}; there are: {', '.join(SOURCES)}")
-    try:
-        if args.list or args.check:
-            wrong = overview(names, args.root, args.audio, args.check)
-            sys.exit("\n".join(["audiotia.py: the counts differ:", *wrong]) if args.check and wrong else 0)
-        if not args.names or not args.out:
-            sys.exit("audiotia.py: name the sources, or all, and the folder --out for the shards (or --list, --check)")
-        total, absent, held = 0, [], None if args.keep_eval else HeldOut(Root(args.root))
-        for name in names:
-            if everything and args.audio and not SOURCES[name].audio and not args.keep_eval:
-                continue
-            try:
-                total += make(name, args.root, args.out, args.audio, args.instructions == "varied", held, args.limit)["n"]
-            except Missing as e:
-                if not everything:
-                    raise
-                absent.append(f"{name}: {e}")
-        for line in absent:
-            print(f"missing: {line}")
-        print(f"{total:,} samples in {args.out}")
-        if not total:
-            sys.exit(1)
-    except (DataError, OSError) as e:
-        sys.exit(f"audiotia.py: {e}")
+
+
+def maker(args):
+    held = None if args.keep_eval else HeldOut(Root(args.root))
+
+    def one(name):
+        if args.names == ["all"] and args.audio and held and not SOURCES[name].audio:
+            return 0
+        return make(name, args.root, args.out, args.audio, args.instructions == "varied", held, args.limit)["n"]
+    return one
+
+
+def main(argv=None):
+    command(argv, __doc__, SOURCES, options, lambda names, args: overview(names, args.root, args.audio, args.check), maker)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ DIR is the same as shards/audiotia.py's. A clip whose audio is not there (YouTub
 index.json says on how many of how many clips a score will stand. `--no-audio` writes the references of all clips without any audio:
 enough for scoring answers that were made elsewhere.
 """
-import argparse
 import json
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -21,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data import write_atomic
 from shards import datasets as d
 from shards.audiotia import INSTRUCTIONS, one
-from shards.files import DataError, Missing, Root, Sounds, Tally, build
+from shards.files import DataError, Missing, Root, Sounds, Tally, build, command
 
 
 @dataclass
@@ -148,41 +146,8 @@ def overview(names, root):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(BENCHMARKS)}")
-    parser.add_argument("--root", required=True, help="the folder that holds the datasets' folders")
-    parser.add_argument("--out", help="where the shards go, each benchmark in a folder of its own (eval.py --shards)")
-    parser.add_argument("--no-audio", action="store_true", help="all references, and no audio")
-    parser.add_argument("--limit", type=int, help="at most so many clips of each")
-    parser.add_argument("--list", action="store_true", help="print every benchmark, and what of it is there")
-    parser.add_argument("--check", action="store_true", help="the same, and exit 1 where a count differs from the published one")
-    args = parser.parse_args(argv)
-    everything = not args.names or args.names == ["all"]
-    names = list(BENCHMARKS) if everything else args.names
-    for name in names:
-        if name not in BENCHMARKS:
-            sys.exit(f"benchmarks.py: no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
-    try:
-        if args.list or args.check:
-            wrong = overview(names, args.root)
-            sys.exit("\n".join(["benchmarks.py: the counts differ:", *wrong]) if args.check and wrong else 0)
-        if not args.names or not args.out:
-            sys.exit("benchmarks.py: name the benchmarks, or all, and the folder --out for the shards (or --list, --check)")
-        done, absent = 0, []
-        for name in names:
-            try:
-                make(name, args.root, args.out, not args.no_audio, args.limit)
-                done += 1
-            except Missing as e:
-                if not everything:
-                    raise
-                absent.append(f"{name}: {e}")
-        for line in absent:
-            print(f"missing: {line}")
-        if not done:
-            sys.exit(1)
-    except (DataError, OSError) as e:
-        sys.exit(f"benchmarks.py: {e}")
+    command(argv, __doc__, BENCHMARKS, lambda parser: parser.add_argument("--no-audio", action="store_true", help="all references, and no audio"),
+            lambda names, args: overview(names, args.root), lambda args: lambda name: make(name, args.root, args.out, not args.no_audio, args.limit)["n"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 What is wrong in a file is an error that names the file, the line and the reason; what is certain is read: a byte-order mark, CRLF,
 line feeds inside quotes, empty columns that a spreadsheet put to the right. A value that a spreadsheet has destroyed is never guessed.
 """
+import argparse
 import contextlib
 import csv
 import difflib
@@ -161,7 +162,7 @@ def stream_json(path, key=None, chunk=1 << 20):
         opening = re.compile(r"\s*\[" if key is None else rf'"{key}"\s*:\s*\[')
 
         def more(what):
-            nonlocal buffer, read
+            nonlocal buffer
             new = f.read(chunk)
             if not new:
                 raise DataError(f"{path}: {pointer(path) or f'{what} at character {read + len(buffer)}: cut off? Get it again'}")
@@ -308,3 +309,44 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
             raise DataError(f"{folder}: the disk is full. Its complete shards are kept; the same command goes on after them") from e
         raise
     return load_json(index), True
+
+
+def command(argv, doc, table, options, overview, maker):
+    """The command line of the builders: NAME... --root --out --limit --list --check, and what `options(parser)` adds.
+
+    table: name -> what can be built. overview(names, args) prints what is there and returns what differs from the published counts.
+    maker(args) -> a function that builds one name and returns its number of samples. Given `all`, what is not on disk is listed at the end.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(table)}")
+    parser.add_argument("--root", required=True, help="the folder that holds the datasets' folders")
+    parser.add_argument("--out", help="where the shards go, each set in a folder of its own")
+    parser.add_argument("--limit", type=int, help="at most so many samples of each")
+    parser.add_argument("--list", action="store_true", help="print what there is, and what of it is under --root")
+    parser.add_argument("--check", action="store_true", help="compare the counts with the published ones; exit 1 on a difference")
+    options(parser)
+    args = parser.parse_args(argv)
+    everything = not args.names or args.names == ["all"]
+    names = list(table) if everything else args.names
+    for name in names:
+        if name not in table:
+            sys.exit(f"{parser.prog}: there is no {name!r}; there are: {', '.join(table)}")
+    try:
+        if args.list or args.check:
+            wrong = overview(names, args)
+            sys.exit("\n".join([f"{parser.prog}: the counts differ:", *wrong]) if args.check and wrong else 0)
+        if not args.names or not args.out:
+            sys.exit(f"{parser.prog}: name what to build, or all, and the folder --out for the shards (or --list, --check)")
+        make, total, absent = maker(args), 0, []
+        for name in names:
+            try:
+                total += make(name)
+            except Missing as e:
+                if not everything:
+                    raise
+                absent.append(f"missing: {name}: {e}")
+        print(*absent, f"{total:,} samples in {args.out}", sep="\n")
+        if not total:
+            sys.exit(1)
+    except (DataError, OSError) as e:
+        sys.exit(f"{parser.prog}: {e}")

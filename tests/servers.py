@@ -6,7 +6,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import gpt2, llama
 
 KEY = "sk-loopback-0123456789"
 
@@ -78,6 +77,7 @@ def server(monkeypatch):
 @pytest.fixture(scope="module")
 def random_llms(tokenizer, tmp_path_factory):
     """Folders of random models with a chat template: a LLaMA with room for our prompts, and a GPT-2 without."""
+    from conftest import gpt2, llama                # which imports this module
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
     folders = {}
     for name, model in (("llama", llama()), ("gpt2", gpt2())):

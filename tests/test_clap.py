@@ -1,6 +1,5 @@
 """clap.py against msclap's package, transformers' ClapModel, numpy and soundfile."""
 import io
-import sys
 import time
 import tracemalloc
 import types

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from servers import KEY, random_llms, server       # fixtures too
+from servers import KEY
 
 import shards.describe as module
 from data import DataError

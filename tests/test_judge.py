@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from servers import KEY, random_llms, server       # fixtures too
+from servers import KEY
 
 import judge as module
 from data import DataError

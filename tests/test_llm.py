@@ -5,7 +5,7 @@ import time
 
 import pytest
 from conftest import gpt2
-from servers import KEY, random_llms, server       # fixtures too
+from servers import KEY
 
 from data import DataError
 from llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines

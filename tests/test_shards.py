@@ -22,7 +22,7 @@ from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
 from data import DataError, Source, find_sources, read_source
 from shards import audiotia, benchmarks, datasets as d
-from shards.files import Missing, Root, Sounds, Tally, plain, read_audio, stream_json, table
+from shards.files import Root, Sounds, Tally, plain, read_audio, stream_json, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -434,7 +434,7 @@ def test_what_is_certain_is_read(tmp_path):
 def test_wrong_folders(tmp_path):
     with pytest.raises(SystemExit, match="there is no folder .*nowhere"):
         audiotia.main(["audiocaps", "--root", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="no source 'audiocap'"):
+    with pytest.raises(SystemExit, match="there is no 'audiocap'"):
         audiotia.main(["audiocap", "--root", str(tmp_path), "--out", "x"])
     with pytest.raises(SystemExit, match="there is no folder .*audiocaps; it should hold"):
         audiotia.main(["audiocaps", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
