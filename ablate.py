@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 import report
-from data import DataError, find_sources, read_source, write_atomic
+from data import find_sources, read_source
+from writer import DataError, write_atomic
 from paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
 from scoring import BENCHMARKS, items, score
 
 TABLE4 = {  # the paper's row: our bridge
     "MATS": "santa", "Memory-based": "memory", "Noise-based": "none", "w/o K-means": "santa-kmeans", "w/o MB": "santa-mb", "w/o AE": "santa-ae",
-    "w/o GN": "santa-gn"}
+    "w/o GN in the memory": "santa-gn"}
 INFERENCE = {   # name: (Santa's argument, values: the paper's where they are known)
     "tau": ("tau", [*ABLATIONS["tau"]]), "lambda": ("lam", [i / 10 for i in range(11)]), "L": ("L", [*ABLATIONS["L"], 64]),
     "K": ("k", [*ABLATIONS["K"]]), "M": ("m", [*ABLATIONS["M"]])}
@@ -91,11 +92,11 @@ def training(e, name, values):
 
 
 def trained_without_noise(e):
-    """Table 4's last row leaves the noise out while training, too."""
+    """Table 4's last row: no noise while training (nor in the memory, which training makes)."""
     if not (e.ckpt.parent / "state.pt").exists():
-        print("w/o GN in training is left out: no state.pt beside the model, so its training cannot be repeated")
+        print("w/o GN is left out: no state.pt beside the model, so its training cannot be repeated")
         return {}
-    return {"w/o GN, in training too": (trained(e, {"variance": 0.0}), "santa", None)}
+    return {"w/o GN": (trained(e, {"variance": 0.0}), "santa", None)}
 
 
 def settings(e):
@@ -180,19 +181,19 @@ def plot(name, rows, paper, path):
     benchmarks = list(next(iter(rows.values())))
     numeric = all(is_number(label) for label in rows)
     order = sorted(rows, key=float) if numeric else list(rows)
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
     at = np.arange(len(order)) if not numeric or name == "tau" else np.array([float(x) for x in order])
     for b in benchmarks:
         values = np.array([rows[x][b]["value"] if rows[x][b]["value"] is not None else np.nan for x in order], float)
         spread = np.array([rows[x][b]["ci95"] or [np.nan] * 2 for x in order], float)
-        axis.errorbar(at, values, yerr=np.abs(spread.T - values), marker="o", ms=3, lw=1, elinewidth=0.5, capsize=2, label=f"{b}, {rows[order[0]][b]['metric']}")
+        axis.errorbar(at, values, yerr=np.abs(spread.T - values), marker="o", ms=3, lw=1 if numeric else 0, elinewidth=0.5, capsize=2, label=f"{b}, {rows[order[0]][b]['metric']}")
     theirs = [(x, float(text.split("CIDEr-D ")[1].split(",")[0])) for x, label in zip(at, order) if "CIDEr-D " in (text := published(paper, label))]
     if theirs:
-        axis.plot(*zip(*theirs), "k*--", lw=0.8, label="paper, AudioCaps CIDEr-D")
+        axis.plot(*zip(*theirs), "k*--", lw=0.8 if numeric else 0, label="paper, AudioCaps CIDEr-D")
     if not numeric or name == "tau":
         axis.set_xticks(at, order, rotation=0 if numeric else 20)
     axis.set(xlabel=name, ylabel="headline metric, 95 % interval")
-    axis.legend(frameon=False, fontsize=7)
+    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -19,7 +19,8 @@ import webdataset as wds
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from clap import CLAP, CLAPConfig
-from data import Batches, Plan, ShardWriter, Source, Template, collate
+from data import Batches, Plan, Source, Template, collate
+from writer import ShardWriter
 from mats import MATS, MATSConfig
 from santa import add_noise, kmeans
 from shards import tiny

@@ -1,6 +1,6 @@
 """From tar shards to batches, in five steps:
 
-1. `ShardWriter` packs samples into tar shards (WebDataset's convention) and says what it packed in index.json.
+1. `writer.ShardWriter` packs samples into tar shards (WebDataset's convention) and says what it packed in index.json.
 2. `Source` is one such directory or URL, known by its index.json alone: how many samples in which shard.
 3. `Plan` decides what every micro-batch is made of. It is a pure function of (seed, position): it needs only the
    counts, so a run that resumes at position 90,000 gets there in a second, and one rank with one worker sees
@@ -16,193 +16,19 @@ unit length) and `flac|wav|ogg|mp3|au` (the audio as it came).
     python data.py embed SRC DST --clap microsoft/msclap     # put the CLAP vector of every text beside it, once
     python data.py index DIR                                 # make index.json for shards that came without one
 """
-import argparse
-import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import json
 import os
-import shlex
-import sys
-import tarfile
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 import webdataset as wds
-from tqdm import tqdm
 from webdataset.tariterators import tarfile_samples
 
-FIELDS = ("text", "instruction", "answer", "task", "source", "id")
-TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
-AUDIO = ("flac", "wav", "ogg", "mp3", "au")
-
-
-class DataError(ValueError):
-    """Shards that cannot be used as they are; the message names the file and what to do."""
-
-
-def command_line() -> str:
-    """The command that was typed, without the folder it was typed in."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-
-
-# --- 1. writing -------------------------------------------------------------------------------------------------------
-
-class ShardWriter:
-    """Writes samples to DIR/000000.tar, ... and at the end index.json. Same samples, same bytes.
-
-        with ShardWriter(dir, licences={"audiocaps": "MIT"}) as writer:
-            writer.write(sample, vector=z, audio=("flac", data))
-
-    A shard appears under its name only when it is complete, and index.json comes last: a directory that has one is whole.
-    `key` says what the samples are made of. With one, an interrupted writer leaves building.json beside its complete shards, and the
-    next writer of the same key, handed the same samples, keeps those shards and goes on after them.
-    Raises DataError when DIR is already whole, or was begun with another key, and on a sample outside the schema.
-    """
-
-    def __init__(self, directory, per_shard=4096, licences=None, vectors=None, command=None, key=None):
-        self.dir, self.per_shard = Path(directory), per_shard
-        if (self.dir / "index.json").exists():
-            raise DataError(f"{self.dir} already holds a finished set of shards; delete it or choose another folder")
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self.info = {"licences": licences or {}, "vectors": vectors, "command": command or command_line()}
-        self.key, self.shards, self.sources, self.tasks, self.tar = key, [], Counter(), Counter(), None
-        self.begun = self.dir / "building.json"
-        if self.begun.exists():
-            begun = json.loads(self.begun.read_text())
-            if key is None or begun["key"] != key:
-                raise DataError(f"{self.dir} was begun from other data or with other options; delete it or choose another folder")
-            self.shards, self.sources, self.tasks = begun["shards"], Counter(begun["sources"]), Counter(begun["tasks"])
-        self.there = sum(s["n"] for s in self.shards)       # samples that an interrupted writer has already written
-
-    def write(self, sample, vector=None, audio=None):
-        """sample: the schema's dict; vector: (D,), its CLAP vector; audio: (extension, bytes)."""
-        if self.there:
-            self.there -= 1
-            return
-        check(sample)
-        if self.tar is None:
-            self.path, self.n = self.dir / f"{len(self.shards):06d}.tar", 0
-            self.tar = open(f"{self.path}.part", "wb")
-        name = f"{len(self.shards):06d}{self.n:08d}"
-        members = [tar_member(f"{name}.json", encode_json(sample).encode())]
-        if vector is not None:
-            members.append(tar_member(f"{name}.npy", npy_bytes(vector)))
-        if audio is not None:
-            members.append(tar_member(f"{name}.{audio[0]}", audio[1]))
-        self.tar.write(b"".join(members))
-        self.n += 1
-        self.sources[sample["source"]] += 1
-        self.tasks[sample["task"]] += 1
-        if self.n == self.per_shard:
-            self.close_shard()
-
-    def close_shard(self):
-        if self.tar is not None:
-            self.tar.write(bytes(1024))                     # the end of a tar file
-            self.tar.close()
-            os.replace(f"{self.path}.part", self.path)
-            self.shards.append({"file": self.path.name, "n": self.n, "sha256": sha256(self.path)})
-            self.tar = None
-            if self.key is not None:
-                write_atomic(self.begun, json.dumps({"key": self.key, "shards": self.shards, "sources": self.sources,
-                                                     "tasks": self.tasks}).encode())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None:
-            if self.there:
-                raise DataError(f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again")
-            self.close_shard()
-            write_index(self.dir, self.shards, sources=dict(self.sources), tasks=dict(self.tasks), **self.info)
-            self.begun.unlink(missing_ok=True)
-        elif self.tar is not None:
-            with contextlib.suppress(OSError):              # a full disk refuses what is still buffered
-                self.tar.close()
-            os.remove(f"{self.path}.part")
-
-
-encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
-TAR_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-
-
-def tar_member(name: str, data: bytes) -> bytes:
-    """The bytes that tarfile would write for this file (at most 99 letters of name, 8 GiB of data), at a tenth of its time."""
-    head = bytearray(TAR_HEADER)
-    head[:len(name)] = name.encode()
-    head[124:135] = b"%011o" % len(data)
-    head[148:156] = b" " * 8                                # the checksum counts its own field as spaces
-    head[148:155] = b"%06o\0" % sum(head)
-    return b"".join((head, data, bytes(-len(data) % 512)))
-
-
-def write_index(directory, shards, **info):
-    """index.json: `shards` is a list of {"file", "n", "sha256"}; the set's hash covers them all."""
-    digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode()).hexdigest()
-    index = {"n": sum(s["n"] for s in shards), "hash": digest, **info, "shards": shards}
-    write_atomic(Path(directory) / "index.json", json.dumps(index, indent=1, ensure_ascii=False).encode())
-
-
-def write_atomic(path, data: bytes):
-    """All or nothing: a kill leaves the old file or the new one, never half of it."""
-    part = f"{path}.part"
-    with open(part, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def npy_bytes(vector):
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(vector, dtype=np.float16), allow_pickle=False)
-    return buffer.getvalue()
-
-
-@functools.lru_cache(maxsize=64)
-def npy_header(head: bytes):
-    stream = io.BytesIO(head)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise DataError("the vector is not npy of version 1.0")
-    return np.lib.format.read_array_header_1_0(stream)
-
-
-def read_npy(data: bytes):
-    """(D,) float32. numpy compiles every header anew, which takes longer than the rest; here equal headers are read once."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, _, dtype = npy_header(data[:start])
-    vector = np.frombuffer(data, dtype, offset=start).astype(np.float32)
-    if shape != vector.shape or not np.isfinite(vector).all():
-        raise DataError("the vector in npy is not a finite row")
-    return vector
-
-
-def check(sample):
-    """Raises DataError, naming the field, unless `sample` fits the schema."""
-    missing = [f for f in FIELDS if f not in sample]
-    if missing:
-        raise DataError(f"sample {sample.get('id', '?')!r} lacks {', '.join(missing)}")
-    answers = sample["answer"] if isinstance(sample["answer"], list) else [sample["answer"]]
-    if not (sample["text"] is None or isinstance(sample["text"], str)) or not isinstance(sample["instruction"], str):
-        raise DataError(f"sample {sample['id']!r}: text and instruction must be strings (text may be null)")
-    if not answers or not all(isinstance(a, str) for a in answers):
-        raise DataError(f"sample {sample['id']!r}: answer must be a string or a list of strings")
-    if sample["task"] not in TASKS:
-        raise DataError(f"sample {sample['id']!r}: task {sample['task']!r} is none of {', '.join(TASKS)}")
-    if sample["task"] == "mcq" and not sample.get("choices"):
-        raise DataError(f"sample {sample['id']!r}: a multiple-choice sample needs its choices")
-
+from writer import AUDIO, DataError, check
 
 # --- 2. sources -------------------------------------------------------------------------------------------------------
 
@@ -309,6 +135,24 @@ class Plan:
 
 
 # --- 4. reading -------------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(maxsize=64)
+def npy_header(head: bytes):
+    stream = io.BytesIO(head)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise DataError("the vector is not npy of version 1.0")
+    return np.lib.format.read_array_header_1_0(stream)
+
+
+def read_npy(data: bytes):
+    """(D,) float32. numpy compiles every header anew, which takes longer than the rest; here equal headers are read once."""
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, _, dtype = npy_header(data[:start])
+    vector = np.frombuffer(data, dtype, offset=start).astype(np.float32)
+    if shape != vector.shape or not np.isfinite(vector).all():
+        raise DataError("the vector in npy is not a finite row")
+    return vector
+
 
 def read_shard(url, n=None, strict=False, broken=None, audio=False):
     """The readable samples of one shard, in order, as dicts of the schema, with `vector` (float32) where there is one
@@ -491,113 +335,6 @@ def loader(batches, workers=2, pin=False):
                                        prefetch_factor=4 if workers else None)
 
 
-# --- the command line -------------------------------------------------------------------------------------------------
-
-def embed(src, dst, clap, name, side="text", progress=True):
-    """Copies the shards of one source, with the CLAP vector of each sample's text (or audio) beside it as npy.
-
-    Every distinct text is encoded once. Shards that an earlier, interrupted call finished are kept. Returns the list of
-    what was broken and left out. Raises DataError when dst was begun from other shards or with another encoder.
-    """
-    from clap import encode_file
-    source, dst, broken, known = Source(src), Path(dst), [], {}
-    made = {"from": source.index["hash"], "clap": name, "side": side, "dim": clap.dim}
-    if (dst / "index.json").exists():
-        if Source(dst).index["vectors"] == made:
-            return broken
-        raise DataError(f"{dst} holds shards made from others or with another encoder; choose another folder")
-    dst.mkdir(parents=True, exist_ok=True)
-    if (dst / "embed.json").exists() and json.loads((dst / "embed.json").read_text()) != made:
-        raise DataError(f"{dst} was begun from other shards or with another encoder; delete it or choose another folder")
-    write_atomic(dst / "embed.json", json.dumps(made).encode())
-
-    shards, bar = [], tqdm(total=len(source), unit=" samples", unit_scale=True, desc=source.name, disable=not progress)
-    for i, shard in enumerate(source.shards):
-        path = dst / shard["file"]
-        if not path.exists():
-            samples, vectors = [], []
-            for s in read_shard(source.path(i), shard["n"], broken=broken, audio=True):
-                if s.get("text" if side == "text" else "audio") is None:
-                    broken.append(f"{source.path(i)}: sample {s['id']!r} has no {side}")
-                else:
-                    samples.append(s)
-            if side == "text":
-                new = list(dict.fromkeys(s["text"] for s in samples if s["text"] not in known))
-                known.update(zip(new, clap.encode_text(new).cpu().numpy().astype(np.float16)))
-                vectors = [known[s["text"]] for s in samples]
-            else:
-                good = []
-                for s in samples:
-                    try:
-                        vectors.append(encode_file(clap, s["audio"]).cpu().numpy())
-                        good.append(s)
-                    except ValueError as e:
-                        broken.append(f"{source.path(i)}: sample {s['id']!r}: {e}")
-                samples = good
-            copy_shard(source.path(i), path, {s["key"]: v for s, v in zip(samples, vectors)})
-        shards.append({"file": path.name, "n": sum(1 for _ in read_shard(str(path))), "sha256": sha256(path)})
-        bar.update(shard["n"])
-    bar.close()
-    info = {k: v for k, v in source.index.items() if k not in ("n", "hash", "shards", "vectors", "command")}
-    write_index(dst, shards, **info, vectors=made, command=command_line())
-    os.remove(dst / "embed.json")
-    return broken
-
-
-def copy_shard(src, dst, vectors):
-    """The members of `src` whose key is in `vectors`, each with its vector as npy; src may be any URL."""
-    with wds.TarWriter(f"{dst}.part", encoder=False, mtime=0) as tar:
-        for parts in tarfile_samples(iter([{"url": str(src)}]), handler=lambda e: True):
-            if parts["__key__"] in vectors:
-                members = {k: v for k, v in parts.items() if not k.startswith("__") or k == "__key__"}
-                tar.write({**members, "npy": npy_bytes(vectors[parts["__key__"]])})
-    os.replace(f"{dst}.part", dst)
-
-
-def index(directory):
-    """Writes index.json for a folder of tar shards that has none; names what cannot be read."""
-    paths, shards, broken, sources, tasks = sorted(Path(directory).glob("*.tar")), [], [], Counter(), Counter()
-    if not paths or (Path(directory) / "index.json").exists():
-        raise DataError(f"{directory}: {'has an index.json already' if paths else 'no *.tar in it'}")
-    for path in tqdm(paths, unit=" shards"):
-        samples = [(s["source"], s["task"]) for s in read_shard(str(path), broken=broken)]
-        sources.update(s for s, _ in samples)
-        tasks.update(t for _, t in samples)
-        shards.append({"file": path.name, "n": len(samples), "sha256": sha256(path)})
-    write_index(directory, shards, sources=dict(sources), tasks=dict(tasks), licences={}, vectors=None, command=command_line())
-    return broken
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    e = commands.add_parser("embed", help="put CLAP vectors beside the samples of shards")
-    e.add_argument("src", help="a folder of shards, or a folder of such folders")
-    e.add_argument("dst")
-    e.add_argument("--clap", default="microsoft/msclap", help="name, folder or module:factory (clap.load_clap)")
-    e.add_argument("--side", choices=("text", "audio"), default="text", help="encode the texts, or the audio (MATS-Audio)")
-    e.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    i = commands.add_parser("index", help="make index.json for a folder of tar shards")
-    i.add_argument("dir")
-    args = parser.parse_args()
-    try:
-        if args.command == "index":
-            broken = index(args.dir)
-        else:
-            from clap import load_clap
-            clap, broken = load_clap(args.clap), []
-            if isinstance(clap, torch.nn.Module):
-                clap.to(args.device)
-            for source in find_sources(args.src)[0]:
-                single = source.url == args.src.rstrip("/")
-                broken += embed(source.url, args.dst if single else f"{args.dst}/{source.name}", clap, args.clap, args.side)
-    except DataError as e:
-        sys.exit(f"data.py: {e}")
-    for what in broken[:20]:
-        print("left out:", what, file=sys.stderr)
-    if broken:
-        print(f"{len(broken)} broken parts were left out", file=sys.stderr)
-
-
 if __name__ == "__main__":
+    from embed import main                              # the two commands above
     main()

@@ -32,7 +32,8 @@ from tqdm import tqdm
 import judge
 import report
 from clap import load_audio, load_clap
-from data import DataError, Source, read_source, sha256, write_atomic
+from data import Source, read_source
+from writer import DataError, sha256, write_atomic
 from llm import Endpoint
 from mats import MATS
 from metrics import Spice, SpiceMissing
@@ -320,7 +321,8 @@ def evaluate(e, columns, spice, only_score=False):
             predictions[c, b] = e.predict(b, c)
     if e.rank:
         return None, predictions
-    results = {"ckpt": str(e.ckpt), "made": e.made, "notes": notes(e), "titles": {b: BENCHMARKS[b].title for b in e.names},
+    decoding = next((k for k, v in DECODING.items() if v == e.decoding), json.dumps(e.decoding))
+    results = {"ckpt": str(e.ckpt), "made": {**e.made, "decoding": decoding}, "notes": notes(e), "titles": {b: BENCHMARKS[b].title for b in e.names},
                "n": {b: len(e.vectors(b)[0]) for b in e.names},
                "clips": {b: e.sources[b].index.get("published", len(e.vectors(b)[0])) for b in e.names},
                "headline": {}, "chance": {}, "clap": {}, "columns": {c: {} for c in columns}}
@@ -366,13 +368,11 @@ def write(e, results, predictions):
 
 
 def notes(e):
-    decoding = next((k for k, v in DECODING.items() if v == e.decoding), None) or json.dumps(e.decoding)
-    return [f"Decoding: {decoding}. Crop: {e.crop}. Tags: {'on, where the template has a place for them' if e.tags else 'off'}.",
-            f"ACC and mAP: text matching with {' and '.join('CLAP’s text tower' if m == 'clap' else m for m in e.match)}, label template {e.template!r}.",
-            "`text`: MATS given the true text's vector instead of the audio, the ceiling. `CLAP`: zero-shot, without MATS. `chance`: an answer that did not listen.",
-            "Intervals: 95 % bootstrap over items. CIDEr-D's document frequencies are those of the whole set in each resample.",
+    return [f"ACC and mAP: text matching with {' and '.join('CLAP’s text tower' if m == 'clap' else m for m in e.match)}, label template {e.template!r}.",
+            "Chance: an answer that did not listen. Intervals: 95 % bootstrap over items; CIDEr-D's document frequencies are those of the whole set.",
             *(["MMAU's labels are those of the file that the shards were built from; v05.15.25 differs from the paper's."] if any("mmau" in b for b in e.names) else []),
-            *(["ClothoAQA: the paper's sizes fit the majority rule."] if "clothoaqa" in e.names else [])]
+            *(["ClothoAQA: the paper's sizes fit the majority rule."] if "clothoaqa" in e.names else []),
+            *([] if e.tags else ["Without the released code's tags."])]
 
 
 def find_spice(e, required):
@@ -454,12 +454,12 @@ def main(argv=None):
         key = digest(columns, e.key, e.match, e.template, [e.labels[b] for b in e.names], bool(args.require))
         if (out / "results.json").exists() and not args.score and json.loads((out / "results.json").read_text()).get("key") == key:
             if e.rank == 0:
-                print((out / "report.md").read_text().split("\n\n")[0], f"\n\nnothing has changed since this was written to {out}")
+                print((out / "report.md").read_text().split("\n\n")[1], f"\n\nnothing has changed since this was written to {out}")
         else:
             results, predictions = evaluate(e, columns, find_spice(e, args.require), args.score)
             if e.rank == 0:
                 write(e, {"key": key} | results, predictions)
-                print(report.markdown(results).split("\n\n")[0])
+                print(report.markdown(results).split("\n\n")[1])
                 print(f"\nreport, plot and predictions: {out} (open report.html)")
     if dist.is_initialized():
         dist.barrier()

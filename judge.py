@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import DataError
+from writer import DataError
 from llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
 
 JUDGE = "gpt-4-0125-preview"                        # AIR-Bench's

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 import config
 from clap import load_audio, load_clap
-from data import Batches, DataError, Plan, collate, find_sources, loader, read_source, write_atomic
+from data import Batches, Plan, collate, find_sources, loader, read_source
+from writer import DataError, write_atomic
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise
 

@@ -16,7 +16,7 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import write_atomic
+from writer import write_atomic
 from shards import datasets as d
 from shards.audiotia import INSTRUCTIONS, one
 from shards.files import DataError, Missing, Root, Sounds, Tally, build, command

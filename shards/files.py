@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))      # so that the builders also run as scripts
 
-from data import AUDIO, DataError, ShardWriter, sha256
+from writer import AUDIO, DataError, ShardWriter, sha256
 
 LONGEST = 1 << 26                                           # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clap import CLAP, CLAPConfig
-from data import DataError, ShardWriter, write_atomic
+from writer import DataError, ShardWriter, write_atomic
 from shards import sounds, words
 
 SR, SECONDS, DIM = 16000, 2.0, 128

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data import ShardWriter
+from writer import ShardWriter
 from servers import random_llms, server  # noqa: F401, fixtures
 
 torch.set_num_threads(2)

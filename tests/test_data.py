@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import data
+import embed as embedding
+import writer
 from conftest import make_samples, write_samples
-from data import Batches, DataError, Plan, ShardWriter, Source, Template, find_sources, loader, read_shard, read_source
+from data import Batches, Plan, Source, Template, find_sources, loader, read_shard, read_source
+from writer import DataError, ShardWriter
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_members_are_those_of_tarfile(n):
     info = tarfile.TarInfo("00000000000123.flac")
     info.size = n
     content = np.random.default_rng(n).bytes(n)
-    assert data.tar_member(info.name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
+    assert writer.tar_member(info.name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
 
 
 @pytest.mark.parametrize("stop", [1, 20, 39, 45])
@@ -154,7 +157,7 @@ def test_missing_index_says_how_to_make_one(tmp_path):
     (tmp_path / "s" / "index.json").unlink()
     with pytest.raises(DataError, match="data.py index"):
         Source(tmp_path / "s")
-    assert data.index(tmp_path / "s") == []
+    assert embedding.index(tmp_path / "s") == []
     again = json.loads((tmp_path / "s" / "index.json").read_text())
     assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
 
@@ -259,22 +262,22 @@ def test_embed_encodes_each_text_once_and_resumes(tmp_path, monkeypatch):
     samples = list(make_samples(60))
     write_samples(tmp_path / "src", samples, vectors=False)
     clap = Letters()
-    real, calls = data.copy_shard, []
+    real, calls = embedding.copy_shard, []
 
     def dies_at_the_third(*args):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(args)
         real(*args)
-    monkeypatch.setattr(data, "copy_shard", dies_at_the_third)
+    monkeypatch.setattr(embedding, "copy_shard", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        data.embed(tmp_path / "src", tmp_path / "dst", clap, "letters", progress=False)
+        embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "letters", progress=False)
     assert len(clap.asked) == len(set(clap.asked)) == len({s["text"] for s in samples})
-    monkeypatch.setattr(data, "copy_shard", real)
+    monkeypatch.setattr(embedding, "copy_shard", real)
     kept = (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns
     with pytest.raises(DataError, match="another encoder"):
-        data.embed(tmp_path / "src", tmp_path / "dst", clap, "other", progress=False)
-    assert data.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False) == []
+        embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "other", progress=False)
+    assert embedding.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False) == []
     assert (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns == kept
     back = list(read_source(Source(tmp_path / "dst"), strict=True))
     want = Letters().encode_text([s["text"] for s in samples])

@@ -14,7 +14,7 @@ import eval as evaluation
 import sample
 from clap import CLAP, CLAPConfig
 from conftest import ANIMALS, gpt2, make_samples
-from data import DataError, ShardWriter
+from writer import DataError, ShardWriter
 from mats import MATS, MATSConfig
 from santa import Santa
 

@@ -15,7 +15,7 @@ import torch
 from servers import KEY
 
 import judge as module
-from data import DataError
+from writer import DataError
 from judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
 from llm import Endpoint, LLMError, Local
 

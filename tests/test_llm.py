@@ -7,7 +7,7 @@ import pytest
 from conftest import gpt2
 from servers import KEY
 
-from data import DataError
+from writer import DataError
 from llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is heard?"}]

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 import scoring
-from data import DataError
+from writer import DataError
 from scoring import BENCHMARKS, Context, Score, chance, items, score, share
 
 LABELS = ["dog", "cat", "rain", "church bell"]

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-import data
+import writer
 from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
-from data import DataError, Source, find_sources, read_source
+from data import Source, find_sources, read_source
+from writer import DataError
 from shards import audiotia, benchmarks, datasets as d
 from shards.files import Root, Sounds, Tally, plain, read_audio, stream_json, table
 
@@ -223,14 +224,14 @@ def test_killed_and_started_again(tmp_path):
 
 def test_a_full_disk(tmp_path, monkeypatch):
     small(tmp_path, 9_000)
-    real, calls = data.tar_member, []
+    real, calls = writer.tar_member, []
 
     def member(name, content):
         calls.append(name)
         if len(calls) == 6_000:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(name, content)
-    monkeypatch.setattr(data, "tar_member", member)
+    monkeypatch.setattr(writer, "tar_member", member)
     argv = ["audiocaps", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="the disk is full"):
         audiotia.main(argv)

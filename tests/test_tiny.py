@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from clap import CLAP
-from data import DataError, Source, read_source
+from data import Source, read_source
+from writer import DataError
 from shards import sounds, tiny
 
 

@@ -18,7 +18,7 @@ import config
 import train
 from clap import CLAP, CLAPConfig
 from conftest import gpt2, llama, make_samples, write_samples
-from data import ShardWriter
+from writer import ShardWriter
 from mats import MATS
 from train import TrainConfig, lr_at
 
@@ -148,7 +148,7 @@ def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, c
 def test_live_text_is_cached_text(world, tmp_path):
     """Encoding in the loop gives the loss that shards embedded beforehand give."""
     from clap import load_clap
-    from data import embed
+    from embed import embed
     embed(world / "live", tmp_path / "cached", load_clap(str(world / "clap")), "small", progress=False)
     losses = []
     for name, path in (("a", world / "live"), ("b", tmp_path / "cached")):
