@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class TrainConfig(MATSConfig):
     workers: int = 2                                # reading processes per rank
     lanes: int = 8                                  # shards under way at once (data.Plan)
     strict: bool = False                            # stop at a broken sample instead of leaving it out
+    patience: int = 10                              # updates in a row that may be skipped for a gradient that is not finite
+    timeout: int = 30                               # minutes after which a process that waits for another gives up
     log_every: int = 50
     val_every: int = 1000
     save_every: int = 1000
@@ -71,7 +74,7 @@ class TrainConfig(MATSConfig):
 
 
 # what may differ when a run goes on: nothing that changes its numbers
-FREE = {"build", "skip_missing", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
+FREE = {"build", "skip_missing", "patience", "timeout", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
 
 
 def lr_at(step, c):
@@ -93,7 +96,7 @@ def main(argv):
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if ranks > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=c.timeout))
     say = print if master else lambda *a, **k: None
     if c.schedule not in ("linear", "cosine") or c.supervision not in ("text", "audio"):
         sys.exit("schedule is linear or cosine, and supervision text or audio")
@@ -148,6 +151,8 @@ def main(argv):
     groups = [{"params": [p for p in params.values() if p.ndim > 1], "weight_decay": c.weight_decay},
               {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=cuda)
+    # Not for scaling: it leaves out the update where a gradient is not finite, and on a GPU without waiting to know.
+    scaler = torch.amp.GradScaler(device.type, init_scale=1.0)
     if state:
         optimizer.load_state_dict(state["optimizer"])
     state = None
@@ -246,10 +251,12 @@ def main(argv):
     peak = next((v for k, v in PEAK.items() if cuda and k in torch.cuda.get_device_name()), None)
     stream = iter(loader(batches, c.workers, pin=cuda))
     bar = tqdm(total=c.steps, initial=start, unit=" steps", disable=not master, mininterval=0.5, dynamic_ncols=True)
-    since, seen, padded, broken, running = time.time(), 0, 0, 0, torch.zeros((), device=device)
+    zero = lambda: torch.zeros(4, device=device)            # sums since the last line: loss, updates, skipped; and skipped in a row
+    since, seen, padded, broken, skipped, sums = time.time(), 0, 0, 0, 0, zero()
     for step in range(start, c.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, c)
+        total = torch.zeros((), device=device)
         for micro in range(accumulate):
             batch = next(stream)
             m = int(batch["m"])
@@ -260,29 +267,36 @@ def main(argv):
             sync = ranks == 1 or micro == accumulate - 1
             with nullcontext() if sync else step_model.no_sync():
                 loss = loss_of(step_model, batch, m) / accumulate
-                loss.backward()
-            running += loss.detach()
+                scaler.scale(loss).backward()
+            total += loss.detach()
             seen += len(batch["ids"])
             padded += batch["ids"].numel()
-        optimizer.step()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params.values()])
+        scaler.step(optimizer)
+        scaler.update(1.0)
         optimizer.zero_grad(set_to_none=True)
+        good = norm.isfinite() & total.isfinite()
+        sums = torch.stack([sums[0] + torch.where(good, total, 0.0), sums[1] + good, sums[2] + ~good, torch.where(good, 0.0, sums[3] + 1)])
         bar.update()
         done = step + 1
         if done % c.log_every == 0 or done == c.steps:
-            count = (done - start) % c.log_every or c.log_every
-            loss = float(running) / count                       # the one place where the loop waits for the device
-            if not math.isfinite(loss):
-                sys.exit(f"the loss became {loss} before step {done}; {out}/state.pt still holds the last good state")
+            loss, updates, new, row = sums.tolist()             # the one place where the loop waits for the device
+            skipped += int(new)
+            if row >= c.patience:
+                sys.exit(f"the last {int(row)} updates before step {done} were skipped, because their gradients are not finite; {out}/state.pt holds "
+                         f"the last saved state. A lower --lr, or --dtype=float32, may help")
+            loss = loss / updates if updates else math.nan
             seconds = time.time() - since
             rate = seen * ranks / seconds
             flops = rate * model.flops(padded / seen)
-            line = {"step": done, "loss": round(loss, 5), "lr": lr_at(step, c), "samples_per_s": round(rate, 1),
-                    "tokens_per_s": round((seen * c.prefix + padded) * ranks / seconds, 1),
-                    "tflops": round(flops / 1e12, 3), "mfu": round(flops / ranks / peak, 4) if peak else None, "broken": broken}
+            line = {"step": done, "loss": round(loss, 5) if updates else None, "grad_norm": round(float(norm), 4) if math.isfinite(norm) else None,
+                    "lr": lr_at(step, c), "samples_per_s": round(rate, 1),
+                    "tokens_per_s": round((seen * c.prefix + padded) * ranks / seconds, 1), "tflops": round(flops / 1e12, 3),
+                    "mfu": round(flops / ranks / peak, 4) if peak else None, "broken": broken, "skipped": skipped}
             if master:
                 log(**line)
             bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{rate:.0f}", refresh=False)
-            since, seen, padded, running = time.time(), 0, 0, torch.zeros((), device=device)
+            since, seen, padded, sums = time.time(), 0, 0, zero() + sums * torch.tensor([0, 0, 0, 1], device=device)
         paused = time.time()
         if held_out and (done % c.val_every == 0 or done == c.steps):
             loss = validate()
@@ -308,7 +322,7 @@ def plot(out):
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for key in ("loss", "val_loss"):
-        points = [(line["step"], line[key]) for line in lines if key in line]
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             axis.plot(*zip(*points), marker="o" if key == "val_loss" else None, ms=3, lw=1, label=key.replace("_", " "))
     axis.set(xlabel="step", ylabel="cross-entropy per answer token")
@@ -322,3 +336,10 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except DataError as e:
         sys.exit(f"train.py: {e}")
+    except RuntimeError as e:
+        if "DataLoader worker" in str(e):
+            sys.exit(f"train.py: a reading process died, usually because the machine ran out of memory: lower --workers or --lanes; the same command goes "
+                     f"on from the last saved state. {e}")
+        if not isinstance(e, torch.OutOfMemoryError):
+            raise
+        sys.exit(f"train.py: out of memory: lower --micro_batch (batch_size, and so the result, stays the same), or --llm_dtype=bfloat16. {e}")

@@ -203,3 +203,30 @@ def test_settings_come_from_file_then_command_line():
     c = config.load(TrainConfig, ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False", "--fresh"])
     assert (c.lr, c.steps, c.mixture, c.compile, c.fresh, c.batch_size) == (1e-4, 7, {"a": 2}, False, True, 128)
     assert config.load(TrainConfig, ["--lr=1"]).lr == 1.0 and asdict(config.load(TrainConfig, []))["width"] == 128
+
+
+@pytest.mark.parametrize("bad", [{12}, {3, 4, 5, 6, 20}])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(world, tmp_path, monkeypatch, bad):
+    """Neither the weights nor the optimizer's moments see it."""
+    real = train.add_noise
+
+    def noise(z, variance, generator):
+        made = real(z, variance, generator)
+        return made * float("nan") if generator.initial_seed() in bad else made
+    monkeypatch.setattr(train, "add_noise", noise)
+    train.main(arguments(world, tmp_path / "a", batch_size=8, steps=24, val="", save_every=24, log_every=4))
+    lines = [json.loads(l) for l in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert lines[-1]["skipped"] == len(bad) and all(np.isfinite(l["loss"]) for l in lines)
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "a")[1].values())
+    state = torch.load(tmp_path / "a/state.pt", weights_only=True)["optimizer"]["state"]
+    assert {int(s["step"]) for s in state.values()} == {24 - len(bad)}                     # the optimizer has not seen them
+
+
+def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_path, monkeypatch):
+    real = train.add_noise
+    monkeypatch.setattr(train, "add_noise", lambda z, v, g: real(z, v, g) * (float("nan") if g.initial_seed() >= 12 else 1.0))
+    argv = arguments(world, tmp_path, batch_size=8, steps=40, val="", save_every=10, log_every=2, patience=4)
+    with pytest.raises(SystemExit, match="the last 4 updates before step 16 were skipped"):
+        train.main(argv)
+    step, trained = weights(tmp_path)
+    assert step == 10 and all(torch.isfinite(t).all() for t in trained.values())
