@@ -71,10 +71,12 @@ def inference(e, name, values, memory):
         if argument in ("k", "m"):
             size, clusters = (value, k) if argument == "m" else (m, value)
             if size > len(texts) or clusters > size:
-                print(f"{name}={value} is left out: {len(texts):,} texts and {m:,} rows of memory are at hand{'' if memory else ' (--memory SHARDS gives more)'}")
+                print(f"{name}={value} is left out: {len(texts):,} texts and {m:,} rows of memory are at hand"
+                      f"{'' if memory else ' (--memory SHARDS gives more)'}")
                 continue
-            made = santa if value == today else Santa.build(texts, m=size, k=clusters, variance=santa.variance, generator=torch.Generator().manual_seed(0),
-                                                            L=santa.L, tau=santa.tau, lam=santa.lam).to(santa.memory.device)
+            made = santa if value == today else Santa.build(
+                texts, m=size, k=clusters, variance=santa.variance, generator=torch.Generator().manual_seed(0), L=santa.L, tau=santa.tau,
+                lam=santa.lam).to(santa.memory.device)
         else:
             made = santa.but(**{argument: value})
         column = "santa" if value == today else f"{name}={value:g}" + (f" of {len(texts)}" if memory else "")
@@ -150,11 +152,13 @@ def table(e, name, variants):
         for b in e.names:
             s = row[b]
             test = s.get("against the first")
-            cells.append("–" if s["value"] is None else f"{s['value']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]" + (f", p = {test['p']:.2g}" if test else ""))
+            cells.append("–" if s["value"] is None else f"{s['value']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]"
+                         + (f", p = {test['p']:.2g}" if test else ""))
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {published(paper, label)} |")
     folder = e.out / "ablate"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{name}.json", json.dumps({"rows": rows, "made": e.made, "paper": {str(k): v for k, v in paper.items()}}, indent=1, default=float).encode())
+    found = {"rows": rows, "made": e.made, "paper": {str(k): v for k, v in paper.items()}}
+    write_atomic(folder / f"{name}.json", json.dumps(found, indent=1, default=float).encode())
     write_atomic(folder / f"{name}.md", ("\n".join(lines) + "\n").encode())
     print("\n".join(lines), f"\n\nwritten to {folder}", sep="")
     plot(name, rows, paper, folder / f"{name}.png")
@@ -186,7 +190,8 @@ def plot(name, rows, paper, path):
     for b in benchmarks:
         values = np.array([rows[x][b]["value"] if rows[x][b]["value"] is not None else np.nan for x in order], float)
         spread = np.array([rows[x][b]["ci95"] or [np.nan] * 2 for x in order], float)
-        axis.errorbar(at, values, yerr=np.abs(spread.T - values), marker="o", ms=3, lw=1 if numeric else 0, elinewidth=0.5, capsize=2, label=f"{b}, {rows[order[0]][b]['metric']}")
+        axis.errorbar(at, values, yerr=np.abs(spread.T - values), marker="o", ms=3, lw=1 if numeric else 0, elinewidth=0.5, capsize=2,
+                      label=f"{b}, {rows[order[0]][b]['metric']}")
     theirs = [(x, float(text.split("CIDEr-D ")[1].split(",")[0])) for x, label in zip(at, order) if "CIDEr-D " in (text := published(paper, label))]
     if theirs:
         axis.plot(*zip(*theirs), "k*--", lw=0.8 if numeric else 0, label="paper, AudioCaps CIDEr-D")
@@ -220,7 +225,8 @@ def figure3(e, n=350):
     pick = torch.from_numpy(np.sort(first))[torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:n]]
     text, audio, santa = text[pick], audio[pick], e.model().santa
     noisy = add_noise(text, santa.variance, torch.Generator().manual_seed(0))
-    panels = {"CLAP": (text, audio), "CLAP + noise": (noisy, audio), "memory": (noisy, bridge("memory", santa)(audio)), "Santa": (noisy, santa(audio))}
+    panels = {"CLAP": (text, audio), "CLAP + noise": (noisy, audio), "memory": (noisy, bridge("memory", santa)(audio)),
+              "Santa": (noisy, santa(audio))}
     if e.rank:
         return
     figure, axes = plt.subplots(1, 4, figsize=(14, 4.2), layout="constrained")

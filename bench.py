@@ -6,8 +6,10 @@
 Random weights of the true sizes; the sentences are the synthetic world's.
 """
 import argparse
+import contextlib
 import json
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -16,10 +18,10 @@ from pathlib import Path
 
 import torch
 import webdataset as wds
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from clap import CLAP, CLAPConfig
-from data import Batches, Plan, Source, Template, collate
+from data import Batches, Plan, Source, Template, collate, loader
 from writer import ShardWriter
 from mats import MATS, MATSConfig
 from santa import add_noise, kmeans
@@ -139,6 +141,133 @@ def cached(device):
     return {"unit": "samples/s", "ours": len(z) / ours, "obvious": len(z) / obvious}
 
 
+def sized(device, size):
+    """MATS with random weights of a true size: gpt2, or llama (7 B, in bfloat16; give it a GPU). -> (model, samples of a batch)."""
+    torch.manual_seed(0)
+    tokenizer = tiny.make_tokenizer(captions(500))
+    if size == "llama":
+        with torch.device(device):
+            llm = LlamaForCausalLM._from_config(LlamaConfig(vocab_size=32000), dtype=torch.bfloat16)
+        config = MATSConfig(llm_dtype="bfloat16")
+    else:
+        llm, config = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)), MATSConfig()
+    n = {"gpt2": 128, "llama": 12}[size] if device.startswith("cuda") else 8
+    samples = [{**t, "source": "told", "id": str(i)} for i, t in enumerate(tiny.told(8, 60, "val"))]
+    return MATS(config, llm, tokenizer).to(device).train(), samples, n
+
+
+def peak(device):
+    """The rate of large matrix products, bfloat16 on a GPU, float32 on a CPU: what a share of the peak below refers to."""
+    n, dtype = (8192, torch.bfloat16) if device.startswith("cuda") else (1536, torch.float32)
+    x, y = (torch.randn(n, n, device=device, dtype=dtype) for _ in "xy")
+    seconds, = clock(lambda: x @ y, repeats=7)
+    return 2 * n ** 3 / seconds
+
+
+def profile(device, size="gpt2"):
+    """One training step in its parts: seconds, and TFLOP/s of the whole as a share of the rate of large matrix products."""
+    model, samples, n = sized(device, size)
+    batch = collate(samples[:n], model.template.encode(samples[:n]), model.tokenizer.eos_token_id)
+    ids, answer, z = batch["ids"].to(device), batch["answer"].to(device), torch.randn(n, 1024, device=device)
+    params = list(model.trainable().values())
+    optimizer = torch.optim.AdamW(params, lr=1e-5, fused=device.startswith("cuda"))
+    amp = torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else contextlib.nullcontext()
+    kept = {}
+
+    def mapper():
+        with amp:
+            kept["prefix"] = model.mapper(add_noise(z, 0.015))
+
+    def forward():
+        with amp:
+            kept["loss"] = model(z, ids, answer)
+
+    def update():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    steps = [("mapper forward", mapper), ("whole forward", forward), ("backward", lambda: kept["loss"].backward()), ("optimiser", update)]
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    times = clock(*(f for _, f in steps), repeats=5)
+    whole, flops = sum(times[1:]), model.flops(ids.shape[1]) * n
+    result = {"unit": "samples/s", "ours": n / whole, "parts, s": {name: round(t, 4) for (name, _), t in zip(steps, times)},
+              "positions of text": ids.shape[1], "TFLOP/s": round(flops / whole / 1e12, 3), "share of peak": round(flops / whole / peak(device), 3)}
+    memory = torch.cuda.max_memory_allocated() if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result | {"memory, GB": round(memory / 1e9, 1)}
+
+
+def llama(device):
+    """The same of MATS-LLaMA-7B, micro-batch 12."""
+    if not device.startswith("cuda"):
+        return {"skipped": "7 billion weights want a GPU"}
+    return profile(device, "llama")
+
+
+def trainer(device):
+    """Training MATS-GPT2, data included, against the obvious way: Hugging Face's Trainer and peft, CLAP's text tower live and padded to 77, logits
+    everywhere, batches as they come."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    model, samples, n = sized(device, "gpt2")
+    clap, steps = true_size_clap(device), 12 if device.startswith("cuda") else 3
+    amp = torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else contextlib.nullcontext()
+
+    class Obvious(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mats = model
+            self.clap = [clap]                              # in a list: not to be trained
+
+        def forward(self, texts, mask, ids, labels):
+            with torch.no_grad():
+                z = self.clap[0].text_features(texts, mask)
+            return self.mats.llm(inputs_embeds=self.mats.inputs(add_noise(z, 0.015), ids), labels=labels)
+
+    def gather(rows):
+        texts, mask = clap.tokenize([r["text"] for r in rows])
+        wide = lambda x: torch.nn.functional.pad(x, (0, 77 - x.shape[1])).cpu()
+        batch = collate(rows, model.template.encode(rows), model.tokenizer.eos_token_id, multiple=1)
+        labels = torch.cat([torch.full((len(rows), model.config.prefix), -100), batch["ids"].masked_fill(~batch["answer"], -100)], 1)
+        return {"texts": wide(texts), "mask": wide(mask), "ids": batch["ids"], "labels": labels}
+    stamps = []
+
+    class Stamp(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            stamps.append(time.perf_counter())
+    rows = samples * (1 + (steps + 1) * n // len(samples))
+    with tempfile.TemporaryDirectory() as root:
+        args = TrainingArguments(root, per_device_train_batch_size=n, max_steps=steps + 1, report_to=[], use_cpu=not device.startswith("cuda"),
+                                 bf16=device.startswith("cuda"), remove_unused_columns=False, save_strategy="no", logging_strategy="no", disable_tqdm=True)
+        Trainer(Obvious(), args, train_dataset=rows, data_collator=gather, callbacks=[Stamp()]).train()
+        obvious = (stamps[-1] - stamps[0]) / steps
+        with ShardWriter(f"{root}/shards", vectors={"dim": 1024, "side": "text"}) as writer:
+            for i, row in enumerate(rows):
+                writer.write(row, vector=torch.randn(1024, generator=torch.Generator().manual_seed(i)))
+        batches = iter(loader(Batches(Plan([Source(f"{root}/shards")], [1], n), model.template), 1))
+        optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-5, fused=device.startswith("cuda"))
+
+        def ours():
+            for _ in range(steps):
+                batch = next(batches)
+                with amp:
+                    loss = model(add_noise(batch["z"].to(device), 0.015), batch["ids"].to(device), batch["answer"].to(device))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        seconds, = clock(ours, repeats=1)
+    return {"unit": "samples/s", "ours": n * steps / seconds, "obvious": n / obvious}
+
+
+def generation(device):
+    """Greedy answers of 20 tokens to 16 questions in one batch, against one by one."""
+    model, samples, _ = sized(device, "gpt2")
+    z, asked = torch.randn(16, 1024, device=device), [s["instruction"] for s in samples[:16]]
+    how = dict(max_new_tokens=20, min_new_tokens=20)
+    ours, obvious = clock(lambda: model.generate(z, asked, **how), lambda: [model.generate(z[i:i + 1], asked[i:i + 1], **how) for i in range(16)], repeats=1)
+    return {"unit": "answers/s", "ours": 16 / ours, "obvious": 16 / obvious}
+
+
 def against_sklearn(n, d, k, device, repeats):
     from sklearn.cluster import KMeans
     draw = lambda seed, *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -159,7 +288,8 @@ def kmeans_large(device):
     return against_sklearn(100_000, 256, 1000, device, 1)
 
 
-PARTS = {"reading": reading, "text": text, "audio": audio, "logits": logits, "cached": cached, "kmeans": kmeans_memory, "kmeans_large": kmeans_large}
+PARTS = {"reading": reading, "text": text, "audio": audio, "profile": profile, "llama": llama, "logits": logits, "cached": cached, "trainer": trainer,
+         "generation": generation, "kmeans": kmeans_memory, "kmeans_large": kmeans_large}
 
 
 def main():
@@ -176,11 +306,15 @@ def main():
         if "skipped" in r:
             print(f"{name}: {r['skipped']}", file=sys.stderr)
             continue
-        r["times"] = r["obvious"] / r["ours"] if r["unit"] == "s" else r["ours"] / r["obvious"]
+        if "obvious" in r:
+            r["times"] = r["obvious"] / r["ours"] if r["unit"] == "s" else r["ours"] / r["obvious"]
         if not args.json:
-            print(f"{PARTS[name].__doc__}\n    ours {r['ours']:.3g} {r['unit']}, obvious {r['obvious']:.3g} {r['unit']}: {r['times']:.2f}x", flush=True)
+            more = f", obvious {r['obvious']:.3g} {r['unit']}: {r['times']:.2f}x" if "obvious" in r else "".join(
+                f"\n    {k}: {v}" for k, v in r.items() if k not in ("unit", "ours"))
+            print(f"{PARTS[name].__doc__}\n    ours {r['ours']:.3g} {r['unit']}{more}", flush=True)
     if args.json:
-        print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "machine": platform.processor(), **results}))
+        machine = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor()
+        print(json.dumps({"device": args.device, "threads": torch.get_num_threads(), "machine": machine, **results}))
 
 
 if __name__ == "__main__":

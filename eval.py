@@ -69,8 +69,8 @@ class Evaluation:
 
     def __init__(self, ckpt, shards, out, bench="all", crop="center", tags=True, decoding="greedy", match="clap", template="sound of {}",
                  judge_name=None, batch=128, device="cpu", vectors=None):
-        self.options = {"bench": bench, "crop": crop, "tags": tags, "decoding": decoding, "match": match, "template": template, "judge_name": judge_name, "batch": batch,
-                        "device": device}
+        self.options = {"bench": bench, "crop": crop, "tags": tags, "decoding": decoding, "match": match, "template": template,
+                        "judge_name": judge_name, "batch": batch, "device": device}
         self.ckpt, self.shards, self.out, self.batch, self.device = Path(ckpt), Path(shards), Path(out), batch, device
         self.crop, self.tags, self.match, self.template, self.judge = crop, tags, match.split(","), template, judge_name
         self.decoding = DECODING[decoding] if decoding in DECODING else json.loads(decoding)
@@ -267,7 +267,8 @@ class Evaluation:
         if self.labels[b]:
             return score(b, rows, Context(self.labels[b], scores=z["audio"] @ texts(self.labels[b]).T))
         if all("choices" in r for r in rows) and b != "mmau":
-            return score(b, [{**r, "prediction": r["choices"][int((texts(r["choices"]) @ a).argmax())]} for r, a in zip(rows, z["audio"])], Context())
+            picked = [r["choices"][int((texts(r["choices"]) @ a).argmax())] for r, a in zip(rows, z["audio"])]
+            return score(b, [{**r, "prediction": p} for r, p in zip(rows, picked)], Context())
         return {}
 
 
@@ -335,8 +336,9 @@ def evaluate(e, columns, spice, only_score=False):
                 results["headline"][b] = next(iter(results["columns"][c][b]))
         if b == "mmau":
             for c in columns:
-                keep = lambda r: {"id": r["id"], "question": r["instruction"], "choices": r["choices"], "task": r["category"], "model_prediction": r["prediction"]}
-                write_atomic(e.out / c / "mmau.submission.json", json.dumps([keep(r) for r in predictions[c, b]], ensure_ascii=False, indent=1).encode())
+                said = [{"id": r["id"], "question": r["instruction"], "choices": r["choices"], "task": r["category"],
+                         "model_prediction": r["prediction"]} for r in predictions[c, b]]
+                write_atomic(e.out / c / "mmau.submission.json", json.dumps(said, ensure_ascii=False, indent=1).encode())
     last = results["columns"][columns[-1]]
     results["benchmarks"] = {b: {m: s["value"] for m, s in last[b].items()} | {"n": results["n"][b], "ci95": last[b][results["headline"][b]]["ci95"]}
                              for b in e.names if b in last}
@@ -370,7 +372,8 @@ def write(e, results, predictions):
 def notes(e):
     return [f"ACC and mAP: text matching with {' and '.join('CLAP’s text tower' if m == 'clap' else m for m in e.match)}, label template {e.template!r}.",
             "Chance: an answer that did not listen. Intervals: 95 % bootstrap over items; CIDEr-D's document frequencies are those of the whole set.",
-            *(["MMAU's labels are those of the file that the shards were built from; v05.15.25 differs from the paper's."] if any("mmau" in b for b in e.names) else []),
+            *(["MMAU's labels are those of the file that the shards were built from; v05.15.25 differs from the paper's."]
+              if any("mmau" in b for b in e.names) else []),
             *(["ClothoAQA: the paper's sizes fit the majority rule."] if "clothoaqa" in e.names else []),
             *([] if e.tags else ["Without the released code's tags."])]
 

@@ -3,8 +3,8 @@
 A clip is a dict: id; what is known of it (`labels`, a list; or `caption` or `captions`; or `question` and `answer`); `sound`, the names
 under which its audio may lie; `youtube` or `freesound`, its id there, or `file`, its name in Clotho, where it has one (for keeping training
 and test apart); and `drop`, the reason where its makers themselves exclude it.
-A reader takes the dataset's Folder. Readers raise DataError, naming the file and the line, on anything that is not as published. Labels come readable: "mouse_click"
-is "mouse click". The lists of labels are in the datasets' own order.
+A reader takes the dataset's Folder. Readers raise DataError, naming the file and the line, on anything that is not as published. Labels come
+readable: "mouse_click" is "mouse click". The lists of labels are in the datasets' own order.
 """
 import json
 import re
@@ -167,7 +167,8 @@ def vggsound(folder, split):
     for line, r in table(path, ("ytid", "start", "label", "split"), header=False):
         if r["split"] == split:
             name = youtube(path, line, r["ytid"])
-            yield {"id": f"{name}_{int(r['start']):06d}", "labels": [r["label"]], "youtube": name, "sound": (f"{name}_{int(r['start']):06d}", f"{name}_{r['start']}")}
+            stem = f"{name}_{int(r['start']):06d}"
+            yield {"id": stem, "labels": [r["label"]], "youtube": name, "sound": (stem, f"{name}_{r['start']}")}
 
 
 def vggsound_labels(folder):
@@ -222,7 +223,8 @@ def tut2017(folder, split):
         if not rest or rest[0] not in TUT:
             raise DataError(f"{path}, line {line}: no known scene in {text[:80]!r} (tab-separated: file, scene)")
         stem = Path(name).stem
-        yield {"id": f"{split}/{stem}", "labels": [readable(rest[0])], "sound": (f"TUT-acoustic-scenes-2017-{split}/audio/{stem}", f"{split}/audio/{stem}", stem)}
+        yield {"id": f"{split}/{stem}", "labels": [readable(rest[0])],
+               "sound": (f"TUT-acoustic-scenes-2017-{split}/audio/{stem}", f"{split}/audio/{stem}", stem)}
 
 
 def sesa(folder, split):

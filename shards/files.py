@@ -82,7 +82,8 @@ class Folder:
                 self.opened[hits[0]] = None
                 return hits[0]
         inside = sorted(p.name for p in self.path.iterdir())[:8]
-        raise Missing(f"{self.path} lacks {' or '.join(names)}; it holds {', '.join(inside) or 'nothing'} (shards/README.md says what is expected)")
+        raise Missing(f"{self.path} lacks {' or '.join(names)}; it holds {', '.join(inside) or 'nothing'} (shards/README.md says what is "
+                      "expected)")
 
     def names(self, pattern, expected):
         """The files that match, up to two folders down, for datasets whose file names are their annotation. Raises Missing."""
@@ -96,7 +97,8 @@ class Folder:
 def table(path, columns, header=True, delimiter=",", comment=None, spaced=False):
     """(line, {column: value}) of each record of a csv file.
 
-    columns: those that a header must have, or, without a header, what the columns are. spaced: a space stands after each comma. Raises DataError, naming file and line, on another header, another number of columns, or what a spreadsheet has destroyed.
+    columns: those that a header must have, or, without a header, what the columns are. spaced: a space stands after each comma. Raises
+    DataError, naming file and line, on another header, another number of columns, or what a spreadsheet has destroyed.
     """
     with open(path, encoding="utf-8-sig", newline="") as f:
         reader = csv.reader(f, delimiter=delimiter, skipinitialspace=spaced)
@@ -262,7 +264,8 @@ class Tally:
             self.names[reason].append(str(name))
 
     def __str__(self):
-        return "; ".join(f"{n:,} {reason} ({', '.join(self.names[reason])}{', ...' if n > 3 else ''})" for reason, n in self.counts.items())
+        names = {reason: ", ".join(first) + (", ..." if self.counts[reason] > len(first) else "") for reason, first in self.names.items()}
+        return "; ".join(f"{n:,} {reason} ({names[reason]})" for reason, n in self.counts.items())
 
 
 def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_shard=4096, **info):
