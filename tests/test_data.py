@@ -69,7 +69,17 @@ def test_members_are_those_of_tarfile(n):
     info = tarfile.TarInfo("00000000000123.flac")
     info.size = n
     content = np.random.default_rng(n).bytes(n)
-    assert writer.tar_member(info.name, content) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
+    assert b"".join(writer.tar_member(info.name, content)) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
+
+
+def test_shards_of_audio_stay_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "SHARD_BYTES", 50_000)
+    with ShardWriter(tmp_path) as shards:
+        for s in make_samples(12):
+            shards.write(s, audio=("wav", bytes(20_000)))
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert [s["n"] for s in index["shards"]] == [3, 3, 3, 3]
+    assert [s["sha256"] for s in index["shards"]] == [writer.sha256(p) for p in sorted(tmp_path.glob("*.tar"))]
 
 
 @pytest.mark.parametrize("stop", [1, 20, 39, 45])
