@@ -37,7 +37,7 @@ from writer import DataError, sha256, write_atomic
 from llm import Endpoint
 from mats import MATS
 from metrics import Spice, SpiceMissing
-from santa import bridge
+from santa import BRIDGES, bridge
 from scoring import BENCHMARKS, Context, captions, chance, items, score
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
@@ -73,7 +73,12 @@ class Evaluation:
                         "judge_name": judge_name, "batch": batch, "device": device}
         self.ckpt, self.shards, self.out, self.batch, self.device = Path(ckpt), Path(shards), Path(out), batch, device
         self.crop, self.tags, self.match, self.template, self.judge = crop, tags, match.split(","), template, judge_name
-        self.decoding = DECODING[decoding] if decoding in DECODING else json.loads(decoding)
+        try:
+            self.decoding = DECODING[decoding] if decoding in DECODING else dict(json.loads(decoding))
+        except (ValueError, TypeError):
+            raise DataError(f"--decoding {decoding}: neither {', '.join(DECODING)} nor JSON such as '{{\"num_beams\": 8}}'") from None
+        if "{}" not in template:
+            raise DataError(f"--label-template {template!r} needs {{}} where the label goes")
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if not (self.ckpt / "config.json").exists():
             raise DataError(f"{ckpt} holds no trained model; first: torchrun train.py")
@@ -205,7 +210,10 @@ class Evaluation:
 
     def across(self, b, column):
         """The bridge of that name for one benchmark's audio."""
-        return bridge(column, self.model().santa, self.vectors(b)[1]["audio"].mean(0), torch.Generator().manual_seed(0))
+        try:
+            return bridge(column, self.model().santa, self.vectors(b)[1]["audio"].mean(0), torch.Generator().manual_seed(0))
+        except ValueError as error:
+            raise DataError(f"column {column!r}: {error}{'' if self.model().santa else ' (this model has no memory: --columns none)'}") from error
 
     def stored(self, b, column):
         return self.out / column / f"{b}.{self.key[b]}.jsonl"
@@ -312,14 +320,20 @@ def text_encoder(name, evaluation):
 
 def evaluate(e, columns, spice, only_score=False):
     """Runs the four steps for all benchmarks and columns. -> (results for report.py, predictions {(column, benchmark): rows})."""
-    predictions = {}
-    for b in e.names:
-        for c in columns:
-            if c == "text" and "text" not in e.vectors(b)[1]:
-                continue
-            if only_score and not e.stored(b, c).exists():
-                raise DataError(f"--score: no stored predictions for {b} with {c} from this model and these settings")
-            predictions[c, b] = e.predict(b, c)
+    predictions, pool = {}, ThreadPoolExecutor(1)
+    try:
+        # One benchmark's audio is decoded and encoded while another's answers are generated; several processes keep step instead.
+        encoded = {b: pool.submit(e.vectors, b) for b in e.names} if e.ranks == 1 else {}
+        for b in e.names:
+            z = encoded[b].result()[1] if encoded else e.vectors(b)[1]
+            for c in columns:
+                if c == "text" and "text" not in z:
+                    continue
+                if only_score and not e.stored(b, c).exists():
+                    raise DataError(f"--score: no stored predictions for {b} with {c} from this model and these settings")
+                predictions[c, b] = e.predict(b, c)
+    finally:
+        pool.shutdown(cancel_futures=True)
     if e.rank:
         return None, predictions
     decoding = next((k for k, v in DECODING.items() if v == e.decoding), json.dumps(e.decoding))
@@ -412,8 +426,8 @@ def compare(e, a, b):
             r = report.paired(y[counts].numpy(), x[counts].numpy())
             lines.append(f"| {BENCHMARKS[name].title} | {metric} | {int(counts.sum()):,} | {r['difference']:+.4f} | [{r['ci95'][0]:+.4f}, {r['ci95'][1]:+.4f}] "
                          f"| {r['p']:.3g} |")
-    print("\n".join(lines))
-    return lines
+    if e.rank == 0:
+        print("\n".join(lines))
 
 
 def arguments():
@@ -445,6 +459,9 @@ def main(argv=None):
         if args.device.startswith("cuda"):
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
         dist.init_process_group("gloo")                     # what the processes exchange are files and barriers
+    unknown = [c for c in args.columns.split(",") if c not in ("text", *BRIDGES)]
+    if unknown:
+        raise DataError(f"--columns: no {', '.join(unknown)}; there are: text, {', '.join(BRIDGES)}")
     out, columns = Path(args.out) if args.out else Path(args.ckpt).parent / "eval", args.columns.split(",")
     e = Evaluation(args.ckpt, args.shards, out, args.bench, args.crop, args.tags == "on", args.decoding, args.match, args.label_template,
                    args.judge, args.batch, args.device)

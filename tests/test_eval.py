@@ -84,6 +84,8 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     path.write_text(said)
     evaluation.main(options(project, "--score"))
     for more, message in ((["--score", "--crop", "windows"], "no stored predictions"), (["--bench", "dance"], "no shards for dance"),
+                          (["--columns", "santaa"], "no santaa; there are: text, none"),
+                          (["--decoding", "beams"], "neither greedy, official, beam nor JSON"), (["--label-template", "a label"], "where the label goes"),
                           (["--ablate", "taste"], "there are table4"), (["--ablate", "tau=high"], "expected numbers")):
         with pytest.raises(DataError, match=message):
             evaluation.main(options(project, *more))
