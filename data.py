@@ -54,20 +54,21 @@ class Source:
         return sum(s["n"] for s in self.shards)
 
 
-def find_sources(root, mixture=None, skip_missing=False):
+def find_sources(root, mixture=None, skip_missing=False, audio=False):
     """The sources under `root` with their weights: [Source], [weight].
 
     `mixture` names subfolders and their weights; without one every subfolder (or `root` itself) counts by its size. Raises DataError when
-    a source of the mixture is not there, unless `skip_missing`.
+    a source of the mixture is not there, unless `skip_missing`, with the commands that build it (audio: for AudioAIA).
     """
     root = str(root).rstrip("/")
     if mixture:
         local = "://" not in root and not root.startswith("pipe:")
         absent = [name for name in mixture if local and not os.path.exists(f"{root}/{name}/index.json")]
         if len(absent) == len(mixture) or (absent and not skip_missing):
+            raw = root.removesuffix("-msclap")
+            embed = f", then python data.py embed {raw} {root}{' --side audio' if audio else ''}" if raw != root else ""
             raise DataError(f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python shards/audiotia.py {' '.join(absent)} "
-                            f"--root YOUR_DATASETS --out {root} (then, where you train on vectors, python data.py embed), or train without "
-                            "them: --skip_missing")
+                            f"--root YOUR_DATASETS --out {raw}{' --audio' if audio else ''}{embed}; or train without them: --skip_missing")
         names = [name for name in mixture if name not in absent]
         return [Source(f"{root}/{name}", name) for name in names], [float(mixture[name]) for name in names]
     if os.path.isdir(root) and not os.path.exists(f"{root}/index.json"):

@@ -109,7 +109,7 @@ def main(argv):
         import_module(c.build).build(Path(c.train).parent)
     if ranks > 1:
         dist.barrier()
-    sources, weights = find_sources(c.train, c.mixture, c.skip_missing)
+    sources, weights = find_sources(c.train, c.mixture, c.skip_missing, c.supervision == "audio")
     if c.mixture and len(sources) < len(c.mixture):
         say(f"not on disk, and left out: {', '.join(n for n in c.mixture if n not in [s.name for s in sources])}")
         say("the others' shares: " + ", ".join(f"{s.name} {w / sum(weights):.1%}" for s, w in zip(sources, weights)))

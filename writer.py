@@ -64,7 +64,10 @@ class ShardWriter:
             self.path, self.n = self.dir / f"{len(self.shards):06d}.tar", 0
             self.tar, self.hash = open(f"{self.path}.part", "wb"), hashlib.sha256()
         name = f"{len(self.shards):06d}{self.n:08d}"
-        pieces = tar_member(f"{name}.json", encode_json(sample).encode())
+        try:
+            pieces = tar_member(f"{name}.json", encode_json(sample).encode())
+        except UnicodeEncodeError as e:
+            raise DataError(f"sample {sample['id']!r} holds what is no text ({e})") from e
         if vector is not None:
             pieces += tar_member(f"{name}.npy", npy_bytes(vector))
         self.put(b"".join(pieces))
@@ -96,16 +99,18 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind, *_):
-        if kind is None:
-            if self.there:
-                raise DataError(f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again")
-            self.close_shard()
-            write_index(self.dir, self.shards, sources=dict(self.sources), tasks=dict(self.tasks), **self.info)
-            self.begun.unlink(missing_ok=True)
-        elif self.tar is not None:
-            with contextlib.suppress(OSError):              # a full disk refuses what is still buffered
-                self.tar.close()
-            os.remove(f"{self.path}.part")
+        try:
+            if kind is None:
+                if self.there:
+                    raise DataError(f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again")
+                self.close_shard()
+                write_index(self.dir, self.shards, sources=dict(self.sources), tasks=dict(self.tasks), **self.info)
+                self.begun.unlink(missing_ok=True)
+        finally:
+            if self.tar is not None:
+                with contextlib.suppress(OSError):          # a full disk refuses what is still buffered
+                    self.tar.close()
+                Path(f"{self.path}.part").unlink(missing_ok=True)
 
 
 encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
@@ -132,11 +137,15 @@ def write_index(directory, shards, **info):
 def write_atomic(path, data: bytes):
     """All or nothing: a kill leaves the old file or the new one, never half of it."""
     part = f"{path}.part"
-    with open(part, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 def sha256(path):

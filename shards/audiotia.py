@@ -23,7 +23,7 @@ from zlib import crc32
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shards import datasets as d
-from shards.files import DataError, Missing, Root, Sounds, Tally, build, clean, command, plain
+from shards.files import YOUTUBE, DataError, Missing, Root, Sounds, Tally, build, clean, command, plain
 
 # Table S8, and paraphrases of ours. Questions are their own instruction.
 INSTRUCTIONS = {
@@ -89,6 +89,7 @@ def clothoaqa(root):
         yield q | {"text": pick(captions.get(q["file"]), q["question"])}
 
 
+VIDEO = re.compile(r"Y?([\w-]{11})(?:_\d.*)?")              # Y<id>, <id>, <id>_<start>; an id may itself begin with Y
 MUSIC = re.compile(r"nsynth|gtzan|music|magna|mtt|mtg|fma|medley|mridangam|opera", re.I)
 
 
@@ -103,7 +104,8 @@ def openaqa(root, part):
             continue
         if part == "open":
             where = next((k for k in ("soundbible", "freesound", "clotho") if k in r["dataset"].lower().replace("_", "")), "youtube")
-            name = {"clotho": f"{stem}.wav", "youtube": stem.removeprefix("Y")[:11] if len(stem) > 10 else stem}.get(where, stem)
+            video = VIDEO.fullmatch(stem)
+            name = {"clotho": f"{stem}.wav", "youtube": video[1] if video else stem}.get(where, stem)
             yield clip | {"question": r["instruction"], "answer": r["output"], "text": pick(captions.get((where, name)), r["instruction"]),
                           "file" if where == "clotho" else where: name}
         elif part == "music_cap":
@@ -115,17 +117,24 @@ def openaqa(root, part):
 
 def musicqa(root):
     """Questions about MusicCaps' and MagnaTagATune's tracks; MTG-Jamendo's, the Eval part, are MU-LLaMA's test set and stay out."""
-    captions, n = {c["youtube"]: c["caption"] for c in optional(root, d.musiccaps(root["musiccaps"], "train"))}, 0
+    captions = {c["youtube"]: c["caption"] for c in optional(root, d.musiccaps(root["musiccaps"], "train"))}
     try:
         captions |= d.lp_musiccaps(root["lp_musiccaps"])
     except Missing as e:
         root.notes.append(str(e))
+    parts = []
     for split in ("Pretrain", "Finetune"):
-        for q in optional(root, d.musicqa(root["musicqa"], split)):
-            n += 1
-            yield q | {"text": captions.get(q["sound"][0])}
-    if not n:
+        try:
+            root["musicqa"].find(f"{split}MusicQA.json")
+            parts.append(split)
+        except Missing as e:
+            root.notes.append(str(e))
+    if not parts:
         raise Missing(f"{root['musicqa']} lacks PretrainMusicQA.json and FinetuneMusicQA.json")
+    for split in parts:
+        for q in d.musicqa(root["musicqa"], split):
+            stem = q["sound"][0]
+            yield q | {"text": captions.get(stem)} | ({"youtube": stem} if YOUTUBE.fullmatch(stem) else {})     # MusicCaps' tracks
 
 
 def one(folder, reader, *args):
@@ -199,34 +208,43 @@ TABLE_S6 = {"sound cls": 331, "sound cap": 517, "sound aqa": 6.1, "music cls": 6
 
 class HeldOut:
     """What must not be trained on, as far as it lies under the root: the captions of the caption benchmarks, verbatim but for case and
-    punctuation; the clips of all evaluation sets, by their ids on YouTube and Freesound and Clotho's file names; WavCaps' blacklists."""
+    punctuation; the clips of all evaluation sets, by their ids on YouTube and Freesound and Clotho's file names; WavCaps' blacklists.
+    `remarks` say which of them are not there, or not whole."""
 
     def __init__(self, root):
-        self.root, self.texts, self.ids, self.absent = root, set(), {"youtube": set(), "freesound": set(), "file": set()}, []
-        for title, clips in {
-                "AudioCaps test": d.audiocaps(root["audiocaps"], "test"), "Clotho evaluation": d.clotho(root["clotho"], "evaluation"),
-                "MusicCaps eval": d.musiccaps(root["musiccaps"], "eval"), "FSD50K eval": d.fsd50k(root["fsd50k"], "eval"),
-                "VGGSound test": d.vggsound(root["vggsound"], "test"), "DCASE2017 evaluation": d.dcase2017(root["dcase2017t4"], "evaluation"),
-                "ESC-50": d.esc50(root["esc50"]), "UrbanSound8K": d.urbansound8k(root["urbansound8k"])}.items():
+        self.root, self.texts, self.ids, self.remarks = root, set(), {"youtube": set(), "freesound": set(), "file": set()}, []
+        for title, n, clips in (
+                ("AudioCaps test", 4_875, d.audiocaps(root["audiocaps"], "test")), ("Clotho evaluation", 1_045, d.clotho(root["clotho"], "evaluation")),
+                ("MusicCaps eval", 2_858, d.musiccaps(root["musiccaps"], "eval")), ("ClothoAQA test", 8_514, d.clothoaqa(root["clothoaqa"], "test")),
+                ("FSD50K eval", 10_231, d.fsd50k(root["fsd50k"], "eval")), ("VGGSound test", 15_446, d.vggsound(root["vggsound"], "test")),
+                ("DCASE2017 evaluation", 1_103, d.dcase2017(root["dcase2017t4"], "evaluation")), ("ESC-50", 2_000, d.esc50(root["esc50"])),
+                ("UrbanSound8K", 8_732, d.urbansound8k(root["urbansound8k"]))):
+            found = 0
             try:
-                for c in clips:
+                for found, c in enumerate(clips, 1):
                     self.texts.update(map(plain, c.get("captions") or [c[k] for k in ("caption",) if k in c]))
                     for key in self.ids.keys() & c.keys():
                         self.ids[key].add(c[key])
+                if found != n:
+                    self.remarks.append(f"{title} has {found:,} rows where {n:,} were published: half a download cannot be kept apart whole")
             except Missing:
-                self.absent.append(title)
-        self.blacklist = None
+                self.remarks.append(f"{title} is not under {root.path}, and so not kept apart")
+        try:
+            anywhere, self.blacklist = d.wavcaps_blacklist(root["wavcaps"])
+            for key, ids in anywhere.items():
+                self.ids[key] |= ids
+        except Missing as e:
+            self.blacklist = {}
+            self.remarks.append(str(e))
 
-    def why(self, clip, text, wavcaps):
-        """The reason for leaving this clip out, or None."""
-        if wavcaps and self.blacklist is None:
-            self.blacklist = d.wavcaps_blacklist(self.root["wavcaps"])
+    def why(self, clip, texts, wavcaps):
+        """The reason for leaving this clip, with these texts, out, or None. wavcaps: it is a clip, or has a caption, of WavCaps."""
         for key in self.ids.keys() & clip.keys():
             if clip[key] in self.ids[key]:
                 return "clips of an evaluation set"
             if wavcaps and clip[key] in self.blacklist.get(key, ()):
                 return "on WavCaps' blacklists"
-        if text is not None and plain(text) in self.texts:
+        if any(text and plain(text) in self.texts for text in texts):
             return "verbatim in an evaluation set"
 
 
@@ -263,7 +281,7 @@ def samples(name, root, audio, varied, held, tally):
     for c in clips:
         texts = c.get("captions") or [c.get("caption", c.get("text"))]
         for i, text in enumerate(texts):
-            reason = c.get("drop") or (held and held.why(c, text, source.folder == "wavcaps")) or \
+            reason = c.get("drop") or (held and held.why(c, (text, c.get("answer")), source.folder in ("wavcaps", "openaqa"))) or \
                 ("without a caption of their clip" if text is None and not audio else None)
             if reason:
                 tally.drop(reason, c["id"])
@@ -281,10 +299,12 @@ def make(name, root, out, audio=False, varied=False, held=None, limit=None):
     if audio and not source.audio and held:
         raise DataError(f"{name} is no part of AudioAIA: MATS-Audio is only tested on it (Table S6). --keep-eval builds it all the same")
     root = Root(root)
+    if held and source.folder == "wavcaps":
+        d.wavcaps_blacklist(root["wavcaps"])                # WavCaps without its blacklists is refused
     stream = samples(name, root, audio, varied, held, tally)
     first = next(stream, None)                              # by now all annotation files are open, and the fingerprint knows them
     if first is None:
-        raise DataError(f"{name}: no samples. Left out: {tally}")
+        raise Missing(f"no samples. Left out: {str(tally) or 'nothing'}")
     if held:
         root.opened |= held.root.opened
     key = {"files": root.fingerprint(), "instructions": "varied" if varied else "paper", "keep_eval": not held}
@@ -299,13 +319,13 @@ def make(name, root, out, audio=False, varied=False, held=None, limit=None):
         print(f"    not used: {note}")
     if tally.counts:
         print(f"    left out: {tally}")
-    if held and held.absent:
-        print(f"    not under {root.path}, so not kept apart: {', '.join(held.absent)}")
+    for remark in held.remarks if held else ():
+        print(f"    mind: {remark}")
     return index
 
 
-def overview(names, root, audio, check):
-    """Prints what was found beside what was published. Returns the differences, one line each."""
+def overview(names, root, audio, check, asked):
+    """Prints what was found beside what was published. Returns the differences, one line each; what is missing only where it was `asked` for."""
     wrong, groups = [], {}
     for name in names:
         s = SOURCES[name]
@@ -318,6 +338,7 @@ def overview(names, root, audio, check):
                 wrong.append(f"{name}: {n:,} where {s.expected:,} were published")
         except Missing as e:
             n = None
+            wrong += [f"{name}: {e}"] if asked else []
             print(f"{name:20} {s.task:9} {'-':>9} of {format(s.expected, ',') if s.expected else '?':>9}  {e}")
         groups.setdefault(s.group, []).append(n)
         if not check:
@@ -348,7 +369,7 @@ def maker(args):
 
 
 def main(argv=None):
-    command(argv, __doc__, SOURCES, options, lambda names, args: overview(names, args.root, args.audio, args.check), maker)
+    command(argv, __doc__, SOURCES, options, lambda names, args: overview(names, args.root, args.audio, args.check, args.names not in ([], ["all"])), maker)
 
 
 if __name__ == "__main__":

@@ -120,18 +120,17 @@ def make(name, root, out, audio=True, limit=None):
     if audio and not any(sounds.find(*r["sound"]) for r in rows):
         raise Missing(f"{root.path / b.folder} holds {len(sounds):,} audio files, and none of a clip of this benchmark, such as "
                       f"{rows[0]['sound'][0]}.wav. --no-audio writes the references alone")
-    if labels:
-        (Path(out) / name).mkdir(parents=True, exist_ok=True)
-        write_atomic(Path(out) / name / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1).encode())
     index, new = build(out, name, iter(rows), tally, {"files": root.fingerprint()}, "the dataset's own", sounds, limit, per_shard=512, clips=len(rows),
                        published=b.expected)
+    if labels and (new or not (Path(out) / name / "labels.json").exists()):
+        write_atomic(Path(out) / name / "labels.json", json.dumps(labels, ensure_ascii=False, indent=1).encode())
     print(f"{name}: {index['n']:,} of {b.expected:,} {'' if new else '(there, nothing to do) '}{b.title}")
     if tally.counts:
         print(f"    left out: {tally}")
     return index
 
 
-def overview(names, root):
+def overview(names, root, asked):
     wrong = []
     for name in names:
         b = BENCHMARKS[name]
@@ -141,13 +140,14 @@ def overview(names, root):
             if n != b.expected:
                 wrong.append(f"{name}: {n:,} where {b.expected:,} were published")
         except Missing as e:
+            wrong += [f"{name}: {e}"] if asked else []
             print(f"{name:16} {b.task:9} {'-':>7} of {b.expected:>7,}  {e}")
     return wrong
 
 
 def main(argv=None):
     command(argv, __doc__, BENCHMARKS, lambda parser: parser.add_argument("--no-audio", action="store_true", help="all references, and no audio"),
-            lambda names, args: overview(names, args.root), lambda args: lambda name: make(name, args.root, args.out, not args.no_audio, args.limit)["n"])
+            lambda names, args: overview(names, args.root, args.names not in ([], ["all"])), lambda args: lambda name: make(name, args.root, args.out, not args.no_audio, args.limit)["n"])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from shards.files import DataError, clean, load_json, stream_json, table, youtube
+from shards.files import DataError, as_published, clean, load_json, stream_json, table, youtube
 
 TUT = ["beach", "bus", "cafe/restaurant", "car", "city_center", "forest_path", "grocery_store", "home", "library", "metro_station",
        "office", "park", "residential_area", "train", "tram"]
@@ -30,6 +30,7 @@ def readable(label):
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
+@as_published
 def audiocaps(folder, split):
     path = folder.find(f"{split}.csv")
     for line, r in table(path, ("audiocap_id", "youtube_id", "start_time", "caption")):
@@ -38,15 +39,17 @@ def audiocaps(folder, split):
                "sound": (f"Y{name}", f"{name}_{r['start_time']}", name)}
 
 
+@as_published
 def clotho(folder, split):
-    """Names keep their leading spaces and HTML entities, and are unique only within a split."""
+    """Names keep their leading spaces and HTML entities. Only within a split are they unique, so audio must lie in its split's folder."""
     path = folder.find(f"clotho_captions_{split}.csv")
     columns = [f"caption_{i}" for i in range(1, 6)]
     for _, r in table(path, ("file_name", *columns)):
         stem = r["file_name"].removesuffix(".wav")
-        yield {"id": f"{split}/{r['file_name']}", "file": r["file_name"], "captions": [clean(r[c]) for c in columns], "sound": (f"{split}/{stem}", stem)}
+        yield {"id": f"{split}/{r['file_name']}", "file": r["file_name"], "captions": [clean(r[c]) for c in columns], "sound": (f"{split}/{stem}", f"clotho_audio_{split}/{stem}")}
 
 
+@as_published
 def macs(folder):
     path = folder.find("MACS.yaml")
     try:
@@ -55,13 +58,14 @@ def macs(folder):
         for entry in entries:
             for i, a in enumerate(entry["annotations"]):
                 yield {"id": f"{entry['filename']}/{i}", "caption": clean(a["sentence"]), "sound": (Path(entry["filename"]).stem,)}
-    except (yaml.YAMLError, KeyError, TypeError) as e:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{path}: not MACS as published ({type(e).__name__} {str(e)[:200]}); get it again") from e
 
 
 WAVCAPS = {"audioset": "as_final.json", "bbc": "bbc_final.json", "freesound": "fsd_final.json", "soundbible": "sb_final.json"}
 
 
+@as_published
 def wavcaps(folder, part):
     """Keys differ from part to part; only id and caption are in all. AudioSet's ids are Y<video>.wav, the others' bare."""
     path = folder.find(WAVCAPS[part])
@@ -78,15 +82,19 @@ def wavcaps(folder, part):
 
 
 def wavcaps_blacklist(folder):
-    """{"youtube": ids, "freesound": ids} of the evaluation sets' clips: AudioCaps and Clotho test, UrbanSound8K, ESC-50, VGGSound."""
-    ids = {"youtube": set(), "freesound": set()}
+    """WavCaps' two lists of evaluation clips, each {"youtube": ids, "freesound": ids}: those of AudioCaps and Clotho, whatever a source is called,
+    and those that its authors left out of WavCaps for UrbanSound8K, ESC-50 and VGGSound (some 1,400 of AudioCaps' training clips among them)."""
+    found = []
     for name in ("blacklist_exclude_test_ac.json", "blacklist_exclude_ub8k_esc50_vggsound.json"):
-        lists = load_json(folder.find(name))
-        ids["youtube"].update(n.removesuffix(".wav").removeprefix("Y") for n in lists["AudioSet"])
-        ids["freesound"].update(str(n).removesuffix(".wav") for n in lists["FreeSound"])
-    return ids
+        lists = load_json(path := folder.find(name))
+        if not isinstance(lists, dict) or not {"AudioSet", "FreeSound"} <= lists.keys():
+            raise DataError(f"{path}: not WavCaps' list of ids for AudioSet and FreeSound; get it again")
+        found.append({"youtube": {n.removesuffix(".wav").removeprefix("Y") for n in lists["AudioSet"]},
+                      "freesound": {str(n).removesuffix(".wav") for n in lists["FreeSound"]}})
+    return found
 
 
+@as_published
 def musiccaps(folder, split):
     path = folder.find("musiccaps-public.csv")
     for line, r in table(path, ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")):
@@ -98,6 +106,7 @@ def musiccaps(folder, split):
                    "sound": (f"[{name}]-[{r['start_s']}-{r['end_s']}]", f"{name}_{r['start_s']}", name)}
 
 
+@as_published
 def song_describer(folder):
     """Captions marked False in is_valid_subset are to be dropped; empty means that nobody validated them."""
     path = folder.find("song_describer.csv")
@@ -115,6 +124,7 @@ def audioset_names(folder):
     return {r["mid"]: r["display_name"] for _, r in table(folder.find("class_labels_indices.csv"), ("index", "mid", "display_name"))}
 
 
+@as_published
 def audioset(folder, split="balanced_train"):
     """The official segments have three lines of comment, and a space after each comma."""
     path, names = folder.find(f"{split}_segments.csv"), audioset_names(folder)
@@ -129,6 +139,7 @@ def audioset(folder, split="balanced_train"):
                "sound": (f"Y{name}", f"{name}_{r['start']}", name)}
 
 
+@as_published
 def audioset_strong(folder, split="train"):
     path = folder.find(f"audioset_{split}_strong.tsv")
     names = {r["mid"]: r["name"] for _, r in table(folder.find("mid_to_display_name.tsv"), ("mid", "name"), header=False, delimiter="\t")}
@@ -143,6 +154,7 @@ def audioset_strong(folder, split="train"):
         yield {"id": segment, "labels": list(labels), "youtube": name, "sound": (segment, f"Y{name}", name)}
 
 
+@as_published
 def fsd50k(folder, split):
     path = folder.find(f"{split}.csv")
     for line, r in table(path, ("fname", "labels", "mids")):
@@ -155,6 +167,7 @@ def fsd50k_labels(folder):
     return [readable(r["label"]) for _, r in table(folder.find("vocabulary.csv"), ("index", "label", "mid"), header=False)]
 
 
+@as_published
 def vggsound(folder, split):
     """test.csv is what the authors score on: 15,446 clips; vggsound.csv has the training part."""
     if split == "test":
@@ -175,6 +188,7 @@ def vggsound_labels(folder):
     return [r["label"] for _, r in table(folder.find("stat.csv"), ("label", "count", "super"), header=False)]
 
 
+@as_published
 def dcase2017(folder, split):
     """One row a label, so a file has several; file names are those of the audio without its leading Y."""
     path, clips = folder.find(f"groundtruth_weak_label_{split}_set.csv"), {}
@@ -194,6 +208,7 @@ def dcase2017_labels(folder):
     return [r["label"] for _, r in table(path, ("mid", "confidence", "label"), header=False, delimiter="\t", comment="Class_ID")]
 
 
+@as_published
 def esc50(folder):
     for line, r in table(path := folder.find("esc50.csv"), ("filename", "fold", "target", "category", "src_file")):
         stem = r["filename"].removesuffix(".wav")
@@ -203,6 +218,7 @@ def esc50(folder):
                "sound": (stem, stem.rpartition("-")[0])}          # ESC-10's own download names its files without the target
 
 
+@as_published
 def urbansound8k(folder):
     for line, r in table(path := folder.find("UrbanSound8K.csv"), ("slice_file_name", "fsID", "fold", "classID", "class")):
         if not r["fsID"].isdigit() or not r["classID"].isdigit():
@@ -216,6 +232,7 @@ def in_order(clips):
     return [label for _, label in sorted({(c["class"], c["labels"][0]) for c in clips})]
 
 
+@as_published
 def tut2017(folder, split):
     path = folder.find(f"TUT-acoustic-scenes-2017-{split}/meta.txt", f"{split}/meta.txt")
     for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -235,6 +252,7 @@ def sesa(folder, split):
         yield {"id": f"{split}/{path.stem}", "labels": [label], "sound": (f"{split}/{path.stem}",)}
 
 
+@as_published
 def vocalsound(folder, split):
     """The label is in the file's name: f0003_0_cough.wav."""
     path = folder.find(f"datafiles/{ {'train': 'tr', 'val': 'val', 'test': 'te'}[split] }.json")
@@ -287,6 +305,7 @@ def beijing_opera(folder):
 
 # --- questions --------------------------------------------------------------------------------------------------------
 
+@as_published
 def clothoaqa(folder, split):
     """One row an annotator: three rows a question, answered independently."""
     path = folder.find(f"clotho_aqa_{split}.csv")
@@ -297,10 +316,12 @@ def clothoaqa(folder, split):
                "sound": (r["file_name"].removesuffix(".wav"),)}
 
 
+@as_published
 def openaqa(folder):
     """The rows of all of OpenAQA's json files: dicts with instruction, output, audio_id, dataset and task; `file` says which."""
-    for path in folder.names("*.json", "OpenAQA's json files"):
-        folder.opened[path] = None
+    paths = folder.names("*.json", "OpenAQA's json files")
+    folder.opened |= dict.fromkeys(paths)
+    for path in paths:
         for i, r in enumerate(stream_json(path)):
             missing = [k for k in ("instruction", "audio_id", "dataset", "task", "output") if not isinstance(r.get(k), str)]
             if missing:
@@ -308,6 +329,7 @@ def openaqa(folder):
             yield r | {"id": f"{path.stem}/{i}", "instruction": clean(r["instruction"]), "output": clean(r["output"])}
 
 
+@as_published
 def musicqa(folder, split):
     """split: Pretrain, Finetune or Eval. The conversation is one question of `human` and one answer of `gpt`."""
     path = folder.find(f"{split}MusicQA.json")
@@ -331,6 +353,7 @@ def lp_musiccaps(folder):
     return captions
 
 
+@as_published
 def airbench(folder, tasks):
     """AIR-Bench Chat's rows of these tasks. meta_info is a string that holds a Python dict, and stays one: the judge reads it."""
     path, found = folder.find("Chat_meta.json"), 0
@@ -346,6 +369,7 @@ def airbench(folder, tasks):
         raise DataError(f"{path}: no row of {', '.join(tasks)}")
 
 
+@as_published
 def mmau(folder, split):
     """split: test-mini or test, whose answers are withheld. Some categories are lists, some choices have a leading space."""
     path = folder.find(f"mmau-{split}.json")

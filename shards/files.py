@@ -8,8 +8,8 @@ import contextlib
 import csv
 import difflib
 import errno
+import functools
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -101,7 +101,7 @@ def table(path, columns, header=True, delimiter=",", comment=None, spaced=False)
     DataError, naming file and line, on another header, another number of columns, or what a spreadsheet has destroyed.
     """
     with open(path, encoding="utf-8-sig", newline="") as f:
-        reader = csv.reader(f, delimiter=delimiter, skipinitialspace=spaced)
+        reader = csv.reader(f, delimiter=delimiter, skipinitialspace=spaced, strict=True)
         names = None if header else list(columns)
         try:
             for cells in reader:
@@ -194,12 +194,29 @@ def stream_json(path, key=None, chunk=1 << 20):
                         if len(buffer) - at > LONGEST:
                             raise DataError(f"{path}: no valid JSON at character {read + at}: {e}") from e
                         more(f"a record without an end ({e})")
+                if not isinstance(item, dict):
+                    raise DataError(f"{path}: an entry of the list, at character {read + at}, is no record: {str(item)[:80]}")
                 yield item
                 at = end
                 if at > chunk:
                     read, buffer, at = read + at, buffer[at:], 0
         except UnicodeDecodeError as e:
             raise DataError(f"{path}: not UTF-8 ({e.reason}); the file is damaged, get it again") from e
+
+
+def as_published(reader):
+    """For readers of records: what a record lacks, or holds in another form, is a DataError that says after how many good ones."""
+    @functools.wraps(reader)
+    def guarded(folder, *args, **kwargs):
+        n = 0
+        try:
+            for n, clip in enumerate(reader(folder, *args, **kwargs), 1):
+                yield clip
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            if isinstance(e, DataError):
+                raise
+            raise DataError(f"{folder}: the record after the first {n:,} is not as published ({type(e).__name__}: {e}); get the file again") from e
+    return guarded
 
 
 def clean(text):
@@ -220,7 +237,10 @@ class Sounds:
 
     def __init__(self, folder):
         self.files = defaultdict(list)
-        for root, folders, names in os.walk(folder, followlinks=True):
+
+        def refuse(error):                                  # os.walk would pass over what it may not read
+            raise error
+        for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
             folders.sort()
             for name in names:
                 stem, dot, extension = name.rpartition(".")
@@ -235,6 +255,9 @@ class Sounds:
                 raise DataError(f"{name} is there {len(hits)} times, and not the same: {', '.join(sorted(hits))}")
             if hits:
                 return min(hits)
+
+    def fingerprint(self):
+        return hashlib.sha256("\n".join(sorted(p for paths in self.files.values() for p in paths)).encode(errors="surrogateescape")).hexdigest()
 
     def __len__(self):
         return sum(map(len, self.files.values()))
@@ -263,6 +286,9 @@ class Tally:
         if len(self.names[reason]) < 3:
             self.names[reason].append(str(name))
 
+    def as_dict(self):
+        return {reason: {"n": n, "first": self.names[reason]} for reason, n in self.counts.items()}
+
     def __str__(self):
         names = {reason: ", ".join(first) + (", ..." if self.counts[reason] > len(first) else "") for reason, first in self.names.items()}
         return "; ".join(f"{n:,} {reason} ({names[reason]})" for reason, n in self.counts.items())
@@ -274,7 +300,7 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
     With `sounds` (Sounds) a sample without its audio is counted and left out. Returns index.json's content, and whether it is new. A set
     that is complete and of the same key is kept as it is; what an interrupted call left is gone on with.
     """
-    folder, key = Path(out) / name, {**key, "limit": limit, "audio": sounds is not None}
+    folder, key = Path(out) / name, {**key, "limit": limit, "audio": sounds and sounds.fingerprint()}
     index = folder / "index.json"
     if index.exists():
         made = load_json(index)
@@ -283,9 +309,11 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
             raise DataError(f"{folder} was built with another {', '.join(changed) or 'builder'}; delete it, or choose another --out")
         return made, False
     try:
-        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer:
-            bar = tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5)
-            for sample in itertools.islice(samples, limit if sounds is None else None):
+        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer, tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
+            n = 0
+            for sample in samples:
+                if n == limit:
+                    break
                 names, audio = sample.pop("sound", ()), None
                 if sounds is not None:
                     path = sounds.find(*names)
@@ -298,13 +326,11 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
                         tally.drop("with an unreadable audio file", e)
                         continue
                 writer.write(sample, audio=audio)
+                n += 1
                 bar.update()
-                if sounds is not None and bar.n == limit:
-                    break
-            bar.close()
-            writer.info |= {"key": key, "left_out": dict(tally.counts), **info}
-            if not writer.shards and not writer.tar:
-                raise DataError(f"{name}: no samples. Left out: {tally or 'nothing'}")
+            writer.info |= {"key": key, "left_out": tally.as_dict(), **info}
+            if not n:
+                raise Missing(f"no samples. Left out: {str(tally) or 'nothing'}")
     except BaseException as e:
         with contextlib.suppress(OSError):
             folder.rmdir()                              # where nothing is complete yet, nothing is left
@@ -329,6 +355,8 @@ def command(argv, doc, table, options, overview, maker):
     parser.add_argument("--check", action="store_true", help="compare the counts with the published ones; exit 1 on a difference")
     options(parser)
     args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
     everything = not args.names or args.names == ["all"]
     names = list(table) if everything else args.names
     for name in names:

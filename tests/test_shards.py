@@ -118,7 +118,7 @@ def test_all_benchmarks_and_their_audio(root, tmp_path):
         rows, index = made(tmp_path / "bench" / name, audio=True), Source(tmp_path / "bench" / name).index
         assert len(rows) == n and index["published"] == {"esc50": 2_000, "beijing_opera": 236}[name]
         assert all(r["audio"][:4] in (b"OggS", b"RIFF") and r["labels"] == [r["answer"]] and r["text"] is None for r in rows)
-    assert Source(tmp_path / "bench/esc50").index["left_out"] == {"without their audio file": 1_760}
+    assert Source(tmp_path / "bench/esc50").index["left_out"]["without their audio file"]["n"] == 1_760
     assert len(json.loads((tmp_path / "bench/esc50/labels.json").read_text())) == 50
     assert json.loads((tmp_path / "bench/beijing_opera/labels.json").read_text()) == ["clapper-drum", "cymbals", "large gong", "small gong"]
     benchmarks.main(["all", "--no-audio", "--root", str(root), "--out", str(tmp_path / "all")])
@@ -134,7 +134,7 @@ def test_training_text_is_not_evaluation_text(root, tmp_path):
     """Everything that the real files allow, and what is left out, against a count made another way."""
     audiotia.main(["all", "--root", str(root), "--out", str(tmp_path)])
     built = {p.parent.name: made(p.parent) for p in tmp_path.glob("*/index.json")}
-    assert {k: len(v) for k, v in built.items()} == {"wavcaps_soundbible": 1_217, "audiocaps": 48_217, "clotho": 19_177, "clothoaqa": 10_221,
+    assert {k: len(v) for k, v in built.items()} == {"wavcaps_soundbible": 1_217, "audiocaps": 48_217, "clotho": 17_909, "clothoaqa": 10_221,
                                                      "musiccaps": 2_662, "song_describer": 1_078}
     words = lambda text: " ".join(re.sub(r"[\W]", " ", text.lower()).split())
     rows = lambda path: csv.DictReader(open(root / path, newline="", encoding="utf-8"))
@@ -144,6 +144,7 @@ def test_training_text_is_not_evaluation_text(root, tmp_path):
     tested = {r["youtube_id"] for r in rows("audiocaps/test.csv")} | {r["ytid"] for r in rows("musiccaps/musiccaps-public.csv") if r["is_audioset_eval"] == "True"}
     tested |= {row[0][:11] for row in csv.reader(open(root / "vggsound/test.csv", newline=""))}
     tested |= {line[:11] for line in open(root / "dcase2017t4/groundtruth_weak_label_evaluation_set.csv")}
+    tested |= {name[1:-4] for name in json.loads((root / "wavcaps/blacklist_exclude_test_ac.json").read_text())["AudioSet"]}
     want = [f"{r['youtube_id']}_{r['start_time']}" for r in rows("audiocaps/train.csv")
             if words(r["caption"]) not in evaluation and r["youtube_id"] not in tested]
     assert [s["id"] for s in built["audiocaps"]] == want
@@ -255,6 +256,9 @@ def test_audio_is_copied_as_it_is(tmp_path, capsys):
     import tarfile
     names = tarfile.open(tmp_path / "aia/audiocaps/000000.tar").getnames()
     assert [n.rpartition(".")[2] for n in names if not n.endswith("json")] == ["wav", "flac", "mp3", "ogg"]
+    with pytest.raises(SystemExit, match="was built with another audio"):                    # a clip has arrived since
+        wav(folder / "00000000007.wav")
+        audiotia.main(["audiocaps", "--audio", "--root", str(tmp_path), "--out", str(tmp_path / "aia")])
     with pytest.raises(SystemExit, match="no part of AudioAIA"):
         write(tmp_path / "esc50/esc50.csv", "filename,fold,target,category,esc10,src_file,take\n1-1-A-0.wav,1,0,dog,True,1,A\n")
         audiotia.main(["esc50", "--audio", "--root", str(tmp_path), "--out", str(tmp_path / "aia")])
@@ -309,6 +313,43 @@ def test_questions_are_joined_to_captions(tmp_path, capsys):
     assert "1 without a caption of their clip" in (out := capsys.readouterr().out) and "PretrainMusicQA.json" in out
 
 
+def test_what_is_not_there_does_not_stop_all(tmp_path, capsys):
+    """Annotations without audio, an OpenAQA without music: the other sources are built all the same."""
+    small(tmp_path, 12)
+    wav(tmp_path / "audiocaps/00000000001.wav")
+    write(tmp_path / "fsd50k/dev.csv", "fname,labels,mids,split\n64,Dog,/m/1,train\n")
+    write(tmp_path / "openaqa/open.json", json.dumps([dict(audio_id="/x/q.wav", dataset="as_20k", task="open-ended", instruction="?", output="!", input="")]))
+    audiotia.main(["all", "--audio", "--root", str(tmp_path), "--out", str(tmp_path / "aia")])
+    out = capsys.readouterr().out
+    assert "missing: fsd50k: no samples. Left out: 1 without their audio file (64)" in out and "missing: openaqa_captions: no samples. Left out: nothing" in out
+    assert [p.parent.name for p in (tmp_path / "aia").glob("*/index.json")] == ["audiocaps"]
+    with pytest.raises(SystemExit, match="clotho: there is no folder"):
+        audiotia.main(["--check", "clotho", "--root", str(tmp_path)])
+
+
+def test_an_id_that_begins_with_y_and_musicqas_tracks_are_kept_apart(tmp_path):
+    small(tmp_path, 3)
+    write(tmp_path / "audiocaps/test.csv", HEAD + "1,Yabcdefghij,30,x\n")
+    write(tmp_path / "musiccaps/musiccaps-public.csv", "ytid,start_s,end_s,caption,is_audioset_eval\n-0Gj8-vB1q4,1,2,A tune,True\n")
+    rows = [f"/x/{name}.flac" for name in ("Yabcdefghij", "YYabcdefghij", "Yabcdefghij_30.000", "Y00000000001")]
+    write(tmp_path / "openaqa/open.json", json.dumps([dict(audio_id=a, dataset="as_20k", task="open-ended", instruction="?", output="!", input="") for a in rows]))
+    talk = lambda name, a: {"audio_name": name, "conversation": [{"from": "human", "value": "?"}, {"from": "gpt", "value": a}]}
+    write(tmp_path / "musicqa/PretrainMusicQA.json", json.dumps([talk("-0Gj8-vB1q4.wav", "Slow."), talk("bbbbbbbbbbb.wav", "a tune!"), talk("ccccccccccc.wav", "Fast.")]))
+    write(tmp_path / "lp_musiccaps/captions.jsonl", "".join(json.dumps({"audio_name": n, "caption": "Some song"}) + "\n" for n in ("-0Gj8-vB1q4", "bbbbbbbbbbb", "ccccccccccc")))
+    audiotia.main(["openaqa", "musicqa", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert [s["id"] for s in made(tmp_path / "out/openaqa")] == ["open/3"] and [s["id"] for s in made(tmp_path / "out/musicqa")] == ["Pretrain/2"]
+
+
+@pytest.mark.parametrize("name, text, read", [
+    ("vggsound/vggsound.csv", "--0PQM4-hqg,30.0,dog,train\n", "vggsound"), ("musicqa/FinetuneMusicQA.json", '[{"audio_name": "a", "conversation": [{"value": "x"}]}]', "musicqa"),
+    ("musicqa/FinetuneMusicQA.json", '["a"]', "musicqa"), ("openaqa/x.json", '["a"]', "openaqa_captions"), ("macs/MACS.yaml", "files:\n- filename: x\n  annotations: [{sentence: }]\n", "macs"),
+    ("vocalsound/datafiles/tr.json", '{"data": [{"labels": "x"}]}', "vocalsound")])
+def test_records_in_another_form_are_named(tmp_path, name, text, read):
+    write(tmp_path / name, text)
+    with pytest.raises(DataError, match=name.split("/")[0]):
+        list(audiotia.SOURCES[read].clips(Root(tmp_path)))
+
+
 def test_blacklists(tmp_path, capsys):
     write(tmp_path / "wavcaps/fsd_final.json", json.dumps({"data": [{"id": str(i), "caption": f"Sound {i}"} for i in range(6)]}))
     argv = ["wavcaps_freesound", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
@@ -317,7 +358,7 @@ def test_blacklists(tmp_path, capsys):
     write(tmp_path / "wavcaps/blacklist_exclude_test_ac.json", json.dumps({"AudioSet": ["Yaaaaaaaaaaa.wav"], "FreeSound": ["1"]}))
     write(tmp_path / "wavcaps/blacklist_exclude_ub8k_esc50_vggsound.json", json.dumps({"AudioSet": [], "FreeSound": ["4", "99"]}))
     audiotia.main(argv)
-    assert [s["id"] for s in made(tmp_path / "out/wavcaps_freesound")] == ["0", "2", "3", "5"] and "2 on WavCaps' blacklists" in capsys.readouterr().out
+    assert [s["id"] for s in made(tmp_path / "out/wavcaps_freesound")] == ["0", "2", "3", "5"] and "1 on WavCaps' blacklists" in capsys.readouterr().out
 
 
 def test_mixtures_name_sources_that_can_be_built(tmp_path):
