@@ -8,6 +8,7 @@
 Each leaves NAME.md, NAME.json and NAME.png in OUT/ablate. What varies only at inference starts from the same encoded audio, so a value costs one
 pass of generation. Every row is tested against the paper's own setting on the same clips (p, two-sided, paired).
 """
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import report
 from data import find_sources, read_source
 from writer import DataError, write_atomic
 from paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
-from scoring import BENCHMARKS, items, score
+from scoring import BENCHMARKS, compared, score
 
 TABLE4 = {  # the paper's row: our bridge
     "MATS": "santa", "Memory-based": "memory", "Noise-based": "none", "w/o K-means": "santa-kmeans", "w/o MB": "santa-mb", "w/o AE": "santa-ae",
@@ -42,6 +42,8 @@ def run(e, wanted, memory=None):
             values = [float(v) if "." in v or "e" in v else int(v) for v in values.split(",")] if values else None
         except ValueError:
             raise DataError(f"--ablate {what}: expected numbers after the =")
+        if name in ("figure3", *INFERENCE) and e.model().santa is None:
+            raise DataError(f"--ablate {name}: this model has no memory (MATS-Audio needs none)")
         if name == "figure3":
             figure3(e)
         elif name == "table4":
@@ -57,17 +59,18 @@ def run(e, wanted, memory=None):
 def inference(e, name, values, memory):
     """{label: (column, bridge)} of a sweep over one of Santa's settings."""
     argument, paper_values = INFERENCE[name]
-    santa = e.model().santa
-    if santa is None:
-        raise DataError(f"--ablate {name}: this model has no memory (MATS-Audio needs none)")
-    texts = santa.clean
-    if memory:
+    santa, texts, which = e.model().santa, e.model().santa.clean, ""
+    if memory and argument in ("k", "m"):
+        which = " of " + hashlib.sha256("".join(source.index["hash"] for source in find_sources(memory)[0]).encode()).hexdigest()[:8]
         texts = torch.stack([torch.from_numpy(s["vector"]) for source in find_sources(memory)[0] for s in read_source(source)])
     m, k = len(santa.memory), len(santa.centers)
     today = {"tau": santa.tau, "lambda": santa.lam, "L": santa.L, "K": k, "M": m}[name]
     chosen = sorted({*(values or paper_values), today})
     rows = {}
     for value in chosen:
+        if value != today and not (value > 0 and (argument not in ("k", "m", "L") or value == int(value)) or (argument == "lam" and value == 0)) \
+                or (argument == "lam" and value > 1):
+            raise DataError(f"--ablate {name}: {value} is no value for it")
         if argument in ("k", "m"):
             size, clusters = (value, k) if argument == "m" else (m, value)
             if size > len(texts) or clusters > size:
@@ -79,7 +82,7 @@ def inference(e, name, values, memory):
                 lam=santa.lam).to(santa.memory.device)
         else:
             made = santa.but(**{argument: value})
-        column = "santa" if value == today else f"{name}={value:g}" + (f" of {len(texts)}" if memory else "")
+        column = "santa" if value == today else f"{name}={value:g}{which}"
         rows[f"{value:g}"] = e, column, made
     return {f"{today:g}": rows.pop(f"{today:g}")} | rows            # the model's own setting first: what the others are tested against
 
@@ -110,10 +113,18 @@ def settings(e):
 
 def trained(e, change):
     """The evaluation of a run like the model's own but for `change`; trained now where it is not there, or not finished."""
-    fields = {k: v for k, v in settings(e).items() if k != "data"} | change
+    own = settings(e)
+    now = [s.index["hash"] for s in find_sources(own["train"], own["mixture"], skip_missing=True)[0]]
+    if now != own["data"]:
+        raise DataError(f"the shards in {own['train']} are no longer those that the model was trained on; train it again first")
+    fields = {k: v for k, v in own.items() if k != "data"} | change
+    while fields["batch_size"] % (fields["micro_batch"] * e.ranks):
+        fields["micro_batch"] -= 1                          # the result is the same but for rounding
+        if not fields["micro_batch"]:
+            raise DataError(f"a batch of {fields['batch_size']} cannot be shared by {e.ranks} processes")
     label = ",".join(f"{k}={v:g}" for k, v in change.items())
-    folder = e.out / "ablate" / "runs" / label
-    argv = [f"--{k}={v}" for k, v in fields.items()] + [f"--out={folder}", "--build=", "--val=", f"--device={e.device.split(':')[0]}"]
+    folder = e.out / "ablate" / "runs" / f"{label}.{hashlib.sha256(json.dumps([fields, now], sort_keys=True).encode()).hexdigest()[:8]}"
+    argv = [f"--{k}={v}" for k, v in fields.items()] + [f"--out={folder}", "--build=", "--val=", "--skip_missing=True", f"--device={e.device.split(':')[0]}"]
     if e.rank == 0:
         print(f"training with {label}:", flush=True)
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={e.ranks}"] if e.ranks > 1 else []
@@ -131,17 +142,14 @@ def table(e, name, variants):
         found = {b: evaluation.predict(b, column, across) for b in e.names}
         if e.rank:
             continue
-        scores = {b: score(b, found[b], e.context(b)) for b in e.names}
-        each = {b: items(b, found[b], e.context(b)) for b in e.names}
-        baseline = baseline or each
         rows[label] = {}
         for b in e.names:
-            metric = next(iter(scores[b]))
-            row = rows[label][b] = scores[b][metric] | {"metric": metric}
-            if each is not baseline and metric in each[b]:
-                x, y = each[b][metric], baseline[b][metric]
-                counts = ~torch.isnan(x + y)
-                row["against the first"] = report.paired(x[counts].numpy(), y[counts].numpy())
+            scores = score(b, found[b], e.context(b))
+            metric = next(iter(scores))
+            row = rows[label][b] = scores[metric] | {"metric": metric}
+            if baseline and not isinstance(test := compared(b, baseline[b], found[b], e.context(b))[metric], str):
+                row["against the first"] = test
+        baseline = baseline or found
     if e.rank:
         return
     paper = ABLATIONS.get(name, {})

@@ -18,6 +18,7 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -37,8 +38,8 @@ from writer import DataError, sha256, write_atomic
 from llm import Endpoint
 from mats import MATS
 from metrics import Spice, SpiceMissing
-from santa import BRIDGES, bridge
-from scoring import BENCHMARKS, Context, captions, chance, items, score
+from santa import BRIDGES, RELEASED_NORM, bridge
+from scoring import BENCHMARKS, Context, captions, chance, compared, items, score
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
 DECODING = {
@@ -88,7 +89,13 @@ class Evaluation:
             raise DataError(f"no shards for {', '.join(sorted(set(self.names) - set(found))) or 'any benchmark'} under {shards}; "
                             f"there are: {', '.join(found) or 'none'}; known: {', '.join(BENCHMARKS)}")
         self.sources = {b: Source(f"{shards}/{b}") for b in self.names}
-        self.labels = {b: json.loads(p.read_text()) if (p := self.shards / b / "labels.json").exists() else None for b in self.names}
+        self.labels = {}
+        for b in self.names:
+            path = self.shards / b / "labels.json"
+            try:
+                self.labels[b] = json.loads(path.read_text()) if BENCHMARKS[b].classes or path.exists() else None
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}, the list of {b}'s classes, cannot be read: {error}") from error
         name = json.loads((self.ckpt / "config.json").read_text())["clap"]
         self.clap_name = str(self.ckpt / name) if (self.ckpt / name).exists() else name
         self.weights = digest([sha256(p) for p in files(self.ckpt)])
@@ -232,7 +239,10 @@ class Evaluation:
             self.barrier()
             todo = sorted(set(range(len(rows))) - done, key=lambda i: len(rows[i]["instruction"]))[self.rank::self.ranks]
             model = self.model()
-            z = z["text"] if column == "text" else (across or self.across(b, column))(z["audio"])
+            if column == "text" and "text" not in z:
+                raise DataError(f"{b}: column text needs samples whose text is known, and these have only audio")
+            audio = z["audio"] * (RELEASED_NORM if column == "official" else 1)
+            z = z["text"] if column == "text" else (across or self.across(b, column))(audio)
             with open(path.parent / f"{path.stem}.{self.rank}.part", "a+b") as f:
                 f.seek(0)
                 f.truncate(f.read().rfind(b"\n") + 1)       # a line that a kill has cut
@@ -320,6 +330,10 @@ def text_encoder(name, evaluation):
 
 def evaluate(e, columns, spice, only_score=False):
     """Runs the four steps for all benchmarks and columns. -> (results for report.py, predictions {(column, benchmark): rows})."""
+    for b in e.names if only_score else ():
+        for c in columns:
+            if c != "text" and not e.stored(b, c).exists():
+                raise DataError(f"--score: no stored predictions for {b} with {c} from this model and these settings")
     predictions, pool = {}, ThreadPoolExecutor(1)
     try:
         # One benchmark's audio is decoded and encoded while another's answers are generated; several processes keep step instead.
@@ -329,11 +343,11 @@ def evaluate(e, columns, spice, only_score=False):
             for c in columns:
                 if c == "text" and "text" not in z:
                     continue
-                if only_score and not e.stored(b, c).exists():
-                    raise DataError(f"--score: no stored predictions for {b} with {c} from this model and these settings")
                 predictions[c, b] = e.predict(b, c)
     finally:
         pool.shutdown(cancel_futures=True)
+    if not predictions:
+        raise DataError("nothing to score: column text needs samples whose text is known, and these have only audio")
     if e.rank:
         return None, predictions
     decoding = next((k for k, v in DECODING.items() if v == e.decoding), json.dumps(e.decoding))
@@ -349,7 +363,7 @@ def evaluate(e, columns, spice, only_score=False):
                 results["columns"][c][b] = score(b, predictions[c, b], e.context(b, spice, c))
                 results["headline"][b] = next(iter(results["columns"][c][b]))
         if b == "mmau":
-            for c in columns:
+            for c in (c for c in columns if (c, b) in predictions):
                 said = [{"id": r["id"], "question": r["instruction"], "choices": r["choices"], "task": r["category"],
                          "model_prediction": r["prediction"]} for r in predictions[c, b]]
                 write_atomic(e.out / c / "mmau.submission.json", json.dumps(said, ensure_ascii=False, indent=1).encode())
@@ -377,10 +391,10 @@ def write(e, results, predictions):
             shown = {r["key"] for r in report.choose(rows[[c for c, name in rows if name == b][-1], b], report.SAMPLES, b)}
             clips[b] = {s["key"]: (s["kind"], s["audio"]) for s in read_source(e.sources[b], audio=True) if s["key"] in shown}
         return clips[b].get(row["key"])
-    write_atomic(e.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
     write_atomic(e.out / "report.md", report.markdown(results).encode())
     write_atomic(e.out / "report.html", report.html(results, rows, sound).encode())
     report.plot(results, e.out / "results.png")
+    write_atomic(e.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())    # last: it says that all is there
 
 
 def notes(e):
@@ -404,30 +418,33 @@ def find_spice(e, required):
         return str(missing).splitlines()[0] + ": " + "; ".join(line.strip() for line in str(missing).splitlines()[1:])
 
 
-def compare(e, a, b):
+def compare(e, a, b, spice):
     """Prints, for every benchmark and metric, whether `b` is better than `a`: columns, or two files of predictions."""
     if Path(a).is_file() and Path(b).is_file():
         names = [Path(a).name.split(".")[0]]
-        load = lambda which, _: whole_lines(Path(which))
+        load, column = lambda which, _: whole_lines(Path(which)), lambda which: None
         if names[0] not in e.names:
             raise DataError(f"{a}: {names[0]!r} is none of the benchmarks {', '.join(e.names)}, and the file's name should begin with one")
     else:
-        names, load = e.names, lambda which, name: e.predict(name, which)
-    lines = [f"| benchmark | metric | n | {b} - {a} | 95 % | p |", "|---|---|--:|--:|--:|--:|"]
+        known_columns([a, b])
+        names, load, column = e.names, lambda which, name: e.predict(name, which), lambda which: which
+    lines = [f"| benchmark | metric | n | {Path(b).name} - {Path(a).name} | 95 % | p |", "|---|---|--:|--:|--:|--:|"]
     for name in names:
         try:
             rows = [list(side) for side in zip(*report.compare(load(a, name), load(b, name)))]
         except ValueError as error:
             raise DataError(f"{name}: {error}") from error
-        scores = [items(name, r, e.context(name)) for r in rows]
-        for metric in scores[0]:
-            x, y = (s[metric] for s in scores)
-            counts = ~(torch.isnan(x) | torch.isnan(y))
-            r = report.paired(y[counts].numpy(), x[counts].numpy())
-            lines.append(f"| {BENCHMARKS[name].title} | {metric} | {int(counts.sum()):,} | {r['difference']:+.4f} | [{r['ci95'][0]:+.4f}, {r['ci95'][1]:+.4f}] "
-                         f"| {r['p']:.3g} |")
+        for metric, r in compared(name, *rows, e.context(name, spice, column(a)), e.context(name, spice, column(b))).items():
+            lines.append(f"| {BENCHMARKS[name].title} | {metric} | " + (f"– | no test: {r} | | |" if isinstance(r, str) else
+                         f"{r['n']:,} | {r['difference']:+.4f} | [{r['ci95'][0]:+.4f}, {r['ci95'][1]:+.4f}] | {r['p']:.3g} |"))
     if e.rank == 0:
         print("\n".join(lines))
+
+
+def known_columns(columns):
+    unknown = [c for c in columns if c not in ("text", *BRIDGES)]
+    if unknown:
+        raise DataError(f"no {', '.join(unknown)} (columns, or files that exist); there are: text, {', '.join(BRIDGES)}")
 
 
 def arguments():
@@ -435,7 +452,7 @@ def arguments():
     parser.add_argument("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
     parser.add_argument("--shards", default="data/tiny/test", help="folder with a folder of shards per benchmark")
     parser.add_argument("--bench", default="all", help="comma-separated, or all that are found")
-    parser.add_argument("--columns", default=",".join(COLUMNS), help="text, and bridges (santa.BRIDGES), comma-separated; the last is the headline")
+    parser.add_argument("--columns", help=f"text, and bridges (santa.BRIDGES), comma-separated, the last is the headline; default: {','.join(COLUMNS)}")
     parser.add_argument("--out", help="default: eval/ beside the checkpoint")
     parser.add_argument("--crop", default="center", choices=("center", "random", "windows"), help="of clips longer than CLAP's window")
     parser.add_argument("--tags", default="on", choices=("on", "off"), help="the released code's dataset tags, where the template has {tag}")
@@ -458,29 +475,34 @@ def main(argv=None):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if args.device.startswith("cuda"):
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        dist.init_process_group("gloo")                     # what the processes exchange are files and barriers
-    unknown = [c for c in args.columns.split(",") if c not in ("text", *BRIDGES)]
-    if unknown:
-        raise DataError(f"--columns: no {', '.join(unknown)}; there are: text, {', '.join(BRIDGES)}")
-    out, columns = Path(args.out) if args.out else Path(args.ckpt).parent / "eval", args.columns.split(",")
+        dist.init_process_group("gloo", timeout=timedelta(days=7))      # a process may wait while another trains an ablation; what the processes exchange are files and barriers
+    out, columns = Path(args.out) if args.out else Path(args.ckpt).parent / "eval", args.columns.split(",") if args.columns else list(COLUMNS)
+    known_columns(columns)
     e = Evaluation(args.ckpt, args.shards, out, args.bench, args.crop, args.tags == "on", args.decoding, args.match, args.label_template,
                    args.judge, args.batch, args.device)
+    if not args.columns and not (Path(args.ckpt) / "santa.safetensors").exists():
+        columns = ["none"]                                  # MATS-Audio needs no bridge, and has no memory
+    spice = find_spice(e, args.require)
     if args.ablate:
         import ablate
         ablate.run(e, args.ablate, args.memory)
     elif args.compare:
-        compare(e, *args.compare)
+        compare(e, *args.compare, spice)
     else:
-        key = digest(columns, e.key, e.match, e.template, [e.labels[b] for b in e.names], bool(args.require))
+        verdicts = [sha256(p) for c in columns for b in e.names if (p := judge.verdicts_path(e.stored(b, c))).exists()]
+        key = digest(columns, e.key, e.match, e.template, list(e.labels.items()), args.judge, verdicts, isinstance(spice, Spice))
         if (out / "results.json").exists() and not args.score and json.loads((out / "results.json").read_text()).get("key") == key:
             if e.rank == 0:
                 print((out / "report.md").read_text().split("\n\n")[1], f"\n\nnothing has changed since this was written to {out}")
         else:
-            results, predictions = evaluate(e, columns, find_spice(e, args.require), args.score)
+            results, predictions = evaluate(e, columns, spice, args.score)
             if e.rank == 0:
                 write(e, {"key": key} | results, predictions)
                 print(report.markdown(results).split("\n\n")[1])
                 print(f"\nreport, plot and predictions: {out} (open report.html)")
+                failed = [s["SPICE"]["why"] for column in results["columns"].values() for s in column.values() if s.get("SPICE", {}).get("why")]
+                if args.require and failed:
+                    sys.exit(f"eval.py: --require spice: {failed[0]}")
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -1,7 +1,6 @@
-"""What a person opens after an evaluation, and the test of which of two bridges is better.
+"""What a person opens after an evaluation.
 
     markdown, html, plot    eval.py's results as report.md, report.html (one file, nothing outside it) and results.png
-    paired                  two lists of scores on the same clips: difference, 95 % interval, p
     compare                 two files of predictions, row beside row
 
 `results` is what eval.py keeps in results.json:
@@ -37,34 +36,7 @@ SAMPLES = 12                                    # clips shown of each benchmark
 CLIP_BYTES, PAGE_BYTES = 1 << 20, 64 << 20      # audio in report.html: of one clip, and of all (a benchmark has its equal share)
 
 
-# --- the paired test -----------------------------------------------------------------------------------------------------
-
-def paired(a, b, draws=10_000, seed=0):
-    """Is the mean of a above that of b? a, b (n,): scores of two sets of predictions, item by item on the same clips.
-
-    Returns {"difference": mean(a - b), "ci95": its paired bootstrap interval, "p": two-sided, from random flips of the signs of a - b
-    (under the null hypothesis either of the two could have been either)}; (1 + hits) / (1 + draws), so that p is never 0. Raises
-    ValueError where there is nothing to pair.
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(f"paired scores are two lists of one length, one score an item; here {a.shape} and {b.shape}")
-    if not np.isfinite(a - b).all():
-        raise ValueError(f"{int((~np.isfinite(a - b)).sum())} of {len(a)} pairs have no score; leave them out on both sides")
-    difference, n, rng = a - b, len(a), np.random.default_rng(seed)
-    # Items of the same difference are alike, so it is enough to draw how often each distinct value comes up (multinomial), or how many
-    # of its items keep their sign (binomial). Right and wrong answers have 3 distinct values, however many clips there are.
-    values, counts = np.unique(difference, return_counts=True)
-    sizes, often = np.unique(np.abs(difference), return_counts=True)
-    step = max(1, (1 << 21) // len(values))
-    blocks = [min(step, draws - i) for i in range(0, draws, step)]
-    # The flips first: they see only sizes, so that paired(b, a) draws the same and has the same p.
-    flipped = np.concatenate([(2 * rng.binomial(often, 0.5, (k, len(often))) - often) @ sizes for k in blocks])
-    means = np.concatenate([rng.multinomial(n, counts / n, k) @ values / n for k in blocks])
-    observed = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()         # sums in another order round differently
-    return {"difference": float(difference.mean()), "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
-            "p": float((1 + (np.abs(flipped) >= observed).sum()) / (1 + draws))}
-
+# --- two sets of predictions side by side --------------------------------------------------------------------------------
 
 def keyed(rows):
     """{(id, instruction, how often these two came before): row}: ClothoAQA asks some questions of a clip twice."""

@@ -14,7 +14,7 @@ import torch
 
 from clap import AudioError, encode_file, load_clap
 from mats import MATS
-from santa import BRIDGES, bridge
+from santa import BRIDGES, RELEASED_NORM, bridge
 
 
 def main(argv=None):
@@ -42,7 +42,7 @@ def main(argv=None):
     except ValueError as e:
         sys.exit(f"sample.py: {e}")
 
-    failed = 0
+    norm, failed = RELEASED_NORM if args.bridge == "official" else 1.0, 0
     for start in range(0, len(args.files), args.batch):
         files, vectors = [], []
         for file in args.files[start:start + args.batch]:
@@ -54,7 +54,7 @@ def main(argv=None):
                 failed += 1
         if not files:
             continue
-        for file, answer in zip(files, model.generate(across(torch.stack(vectors)), [args.ask] * len(files))):
+        for file, answer in zip(files, model.generate(across(norm * torch.stack(vectors)), [args.ask] * len(files))):
             if args.json:
                 print(json.dumps({"file": file, "instruction": args.ask, "answer": answer}, ensure_ascii=False))
             else:

@@ -288,6 +288,9 @@ BRIDGES = {     # a is the unit audio vector, S the memory's texts, without nois
 }
 
 
+RELEASED_NORM = 32.0            # of msclap's audio vectors, which the released code does not normalise: what `official` should be handed
+
+
 def bridge(name, santa=None, audio_mean=None, generator=None):
     """The bridge of that name in BRIDGES, a function of audio vectors (B, D), of any length -> (B, D).
 

@@ -43,8 +43,59 @@ class Score:
         return (None, None) if np.isnan(value) else (value, [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])])
 
     def items(self):
-        """(n,) scores item by item, nan where an item does not count; None where the metric has none (mAP, BLEU)."""
-        return self.stats[:, 0] / self.stats[:, 1] if self.additive and self.stats.shape[1] == 2 else None
+        """(n,) scores item by item, nan where an item does not count; None where the metric is no mean over items (mAP, BLEU, micro-F1)."""
+        mean = self.additive and self.stats.shape[1] == 2 and bool(((self.stats[:, 1] == 0) | (self.stats[:, 1] == 1)).all())
+        return self.stats[:, 0] / self.stats[:, 1] if mean else None
+
+    def of(self, stats):
+        """The value of other statistics: rows (n, k)."""
+        return float(self.value(stats.sum(0) if self.additive else stats))
+
+
+def paired_means(a, b, draws=10_000, seed=0):
+    """Is the mean of a above that of b? a, b (n,): scores of two sets of predictions, item by item on the same clips.
+
+    Returns {"difference": mean(a - b), "ci95": its paired bootstrap interval, "p": two-sided, from random flips of the signs of a - b
+    (under the null hypothesis either of the two could have been either)}; (1 + hits) / (1 + draws), so that p is never 0. Raises
+    ValueError where there is nothing to pair.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        raise ValueError(f"paired scores are two lists of one length, one score an item; here {a.shape} and {b.shape}")
+    if not np.isfinite(a - b).all():
+        raise ValueError(f"{int((~np.isfinite(a - b)).sum())} of {len(a)} pairs have no score; leave them out on both sides")
+    difference, n, rng = a - b, len(a), np.random.default_rng(seed)
+    # Items of the same difference are alike, so it is enough to draw how often each distinct value comes up (multinomial), or how many
+    # of its items keep their sign (binomial). Right and wrong answers have 3 distinct values, however many clips there are.
+    values, counts = np.unique(difference, return_counts=True)
+    sizes, often = np.unique(np.abs(difference), return_counts=True)
+    step = max(1, (1 << 21) // len(values))
+    blocks = [min(step, draws - i) for i in range(0, draws, step)]
+    # The flips first: they see only sizes, so that paired_means(b, a) draws the same and has the same p.
+    flipped = np.concatenate([(2 * rng.binomial(often, 0.5, (k, len(often))) - often) @ sizes for k in blocks])
+    means = np.concatenate([rng.multinomial(n, counts / n, k) @ values / n for k in blocks])
+    observed = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()         # sums in another order round differently
+    return {"difference": float(difference.mean()), "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
+            "p": float((1 + (np.abs(flipped) >= observed).sum()) / (1 + draws))}
+
+
+def paired(a, b, seed=0):
+    """Is Score a above Score b, of two predictions for the same items? As `paired_means` where both are means over items; else the same with
+    the value of resampled, or swapped, statistics in place of the mean."""
+    x, y = a.items(), b.items()
+    if x is not None and y is not None:
+        counts = ~(x.isnan() | y.isnan())
+        return paired_means(x[counts].numpy(), y[counts].numpy(), seed=seed)
+    n, rng = len(a.stats), np.random.default_rng(seed)
+    draws = DRAWS if a.additive else SLOW_DRAWS
+    difference, drawn, swapped = a.of(a.stats) - b.of(b.stats), [], []
+    for _ in range(draws):
+        i, swap = rng.integers(n, size=n), torch.from_numpy(rng.random((n, 1)) < 0.5)
+        drawn.append(a.of(a.stats[i]) - b.of(b.stats[i]))
+        swapped.append(a.of(torch.where(swap, b.stats, a.stats)) - b.of(torch.where(swap, a.stats, b.stats)))
+    drawn = np.array(drawn) + difference - np.nanmean(drawn)
+    return {"difference": difference, "ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])],
+            "p": float((1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws))}
 
 
 @dataclass
@@ -224,12 +275,15 @@ def captions(rows, context):
     if spice is None or isinstance(spice, str):
         why = spice or "SPICE was not asked for (--spice)"
         return scores | {"SPICE": why, "SPIDEr": why}
-    items = spice.per_item(*told(rows))
-    if items is None:                                       # this Java prints the mean alone
-        spice.update(*told(rows))
-        mean = float(spice.compute())
-        spice.reset()
-        return scores | {"SPICE": mean, "SPIDEr": (float(cider.mean()) + mean) / 2}
+    try:
+        items = spice.per_item(*told(rows))
+        if items is None:                                   # this Java prints the mean alone
+            spice.update(*told(rows))
+            mean = float(spice.compute())
+            spice.reset()
+            return scores | {"SPICE": mean, "SPIDEr": (float(cider.mean()) + mean) / 2}
+    except RuntimeError as e:                               # all other scores are worth having
+        return scores | {"SPICE": str(e), "SPIDEr": str(e)}
     return scores | {"SPICE": each(items), "SPIDEr": each((cider + items) / 2)}
 
 
@@ -272,8 +326,21 @@ class Benchmark:
     metrics: object             # (rows, context) -> {name: Score, or a value without interval, or a str: why there is none}; the first is the headline
 
 
+    @property
+    def classes(self):
+        """Whether predictions are matched to classes, which labels.json lists."""
+        return self.metrics in (ACC, MAP, several_labels)
+
+
 ACC, MAP = by_encoder("ACC", accuracy), by_encoder("mAP", mean_ap)
 F1 = by_encoder("micro-F1", micro_f1)
+
+
+def several_labels(rows, context):
+    """DCASE2017's two rules."""
+    return ACC(rows, context) | F1(rows, context)
+
+
 # To add a benchmark: a folder of shards by this name (with labels.json where text is matched to classes), and a line here.
 BENCHMARKS = {
     # the synthetic world's
@@ -288,7 +355,7 @@ BENCHMARKS = {
     # shards/benchmarks.py's: Table S7, and four more
     "esc50": Benchmark("ESC-50", ACC),
     "fsd50k": Benchmark("FSD50K", MAP),
-    "dcase2017": Benchmark("DCASE2017 task 4", lambda rows, context: ACC(rows, context) | F1(rows, context)),
+    "dcase2017": Benchmark("DCASE2017 task 4", several_labels),
     "tut2017": Benchmark("TUT 2017", ACC),
     "vggsound": Benchmark("VGGSound", ACC),
     "urbansound8k": Benchmark("UrbanSound8K", ACC),
@@ -328,8 +395,21 @@ def score(benchmark, rows, context):
     return result
 
 
+def compared(benchmark, a, b, a_context, b_context=None):
+    """{metric: paired test of b's score above a's, with "n", or why there is none} of two predictions for the same items."""
+    metrics, tests = BENCHMARKS[benchmark].metrics, {}
+    theirs = metrics(b, b_context or a_context)
+    for name, x in metrics(a, a_context).items():
+        y = theirs[name]
+        if isinstance(x, Score) and isinstance(y, Score):
+            tests[name] = paired(y, x) | {"n": len(x.stats) if x.items() is None else int((~x.items().isnan()).sum())}
+        else:
+            tests[name] = next((s for s in (x, y) if isinstance(s, str)), "no score item by item")
+    return tests
+
+
 def items(benchmark, rows, context):
-    """{metric: (n,) scores item by item}, of the metrics that have them: what a paired test compares."""
+    """{metric: (n,) scores item by item}, of the metrics that are means over items."""
     found = BENCHMARKS[benchmark].metrics(rows, context)
     return {name: s.items() for name, s in found.items() if isinstance(s, Score) and s.items() is not None}
 

@@ -131,7 +131,7 @@ def main(argv):
         if changed:
             sys.exit(f"{out} holds a run with another {', '.join(changed)} (for instance {changed[0]}="
                      f"{state['identity'].get(changed[0])!r}); choose another --out, or --fresh to replace it")
-        if start == c.steps and (out / "model" / "config.json").exists():
+        if start == c.steps and (out / "model" / "step.json").exists() and json.loads((out / "model" / "step.json").read_text()) == start:
             say(f"{out} is trained ({c.steps:,} steps); next: python eval.py")
             return
     if master:
@@ -165,7 +165,10 @@ def main(argv):
                          broadcast_buffers=False)
     amp = torch.autocast(device.type, torch.bfloat16) if c.dtype == "bfloat16" else nullcontext()
 
-    cached = all(s.index.get("vectors") for s in sources)
+    val_sources = find_sources(c.val)[0] if c.val else []
+    if c.supervision == "audio" and not all(s.index.get("vectors") for s in val_sources):
+        sys.exit(f"{c.val}: validation of supervision=audio needs the clips' vectors: python data.py embed SRC DST --side audio")
+    cached = all(s.index.get("vectors") for s in sources + val_sources)
     clap = None if cached else load_clap(c.clap)
     if isinstance(clap, torch.nn.Module):
         clap.to(device)
@@ -193,7 +196,7 @@ def main(argv):
     # --- validation ---
     held_out = []
     if c.val:
-        samples = [s for source in find_sources(c.val)[0] for s in read_source(source)]
+        samples = [s for source in val_sources for s in read_source(source)]
         tokens = model.template.encode(samples)
         order = sorted(range(len(samples)), key=lambda i: len(tokens[i][0]))
         rows = [order[i:i + c.micro_batch] for i in range(0, len(order), c.micro_batch)]
@@ -222,6 +225,7 @@ def main(argv):
         for junk in ("model.part", "model.old"):
             shutil.rmtree(out / junk, ignore_errors=True)
         model.save_pretrained(out / "model.part")
+        (out / "model.part" / "step.json").write_text(str(step))        # a kill before the renaming below leaves an older model, and this tells
         if (out / "model").exists():
             os.rename(out / "model", out / "model.old")
         os.rename(out / "model.part", out / "model")
@@ -307,6 +311,8 @@ def main(argv):
             save(done)
         since += time.time() - paused
     bar.close()
+    if start == c.steps and master:                         # killed after its last state was saved, and before its model was
+        save(start)
     if ranks > 1:
         # Gloo's last work must be over before DDP goes: its destructor waits, holding the GIL, for threads that want the GIL.
         dist.barrier()

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     path.write_text(said)
     evaluation.main(options(project, "--score"))
     for more, message in ((["--score", "--crop", "windows"], "no stored predictions"), (["--bench", "dance"], "no shards for dance"),
-                          (["--columns", "santaa"], "no santaa; there are: text, none"),
+                          (["--columns", "santaa"], "no santaa .*there are: text, none"),
                           (["--decoding", "beams"], "neither greedy, official, beam nor JSON"), (["--label-template", "a label"], "where the label goes"),
                           (["--ablate", "taste"], "there are table4"), (["--ablate", "tau=high"], "expected numbers")):
         with pytest.raises(DataError, match=message):
@@ -144,6 +145,47 @@ def test_protocols_change_scores_without_generating(project, evaluated, tmp_path
     evaluation.main(options(project, "--match", f"clap,{tmp_path / 'bert'},{tmp_path / 'clip'}", "--label-template", "a {}"))
     results = results_of(evaluated)
     assert len(results["columns"]["santa"]["sound"]) == 3 and "'a {}'" in (evaluated / "report.md").read_text()
+
+
+def test_what_is_not_there_is_a_message(project, tmp_path):
+    for more, message in ((["--compare", "none", "santaa"], "no santaa"), (["--ablate", "tau=0"], "0 is no value"), (["--ablate", "L=2.5"], "2.5 is no value")):
+        with pytest.raises(DataError, match=message):
+            evaluation.main(options(project, *more))
+    assert not (project / "run/eval/santaa").exists()
+    shutil.copytree(project / "bench", tmp_path / "bench")
+    argv = ["--ckpt", str(project / "run/model"), "--shards", str(tmp_path / "bench"), "--out", str(tmp_path / "out")]
+    for broken in ("{", None):
+        (tmp_path / "bench/sound/labels.json").unlink()
+        if broken:
+            (tmp_path / "bench/sound/labels.json").write_text(broken)
+        with pytest.raises(DataError, match="labels.json, the list of sound's classes"):
+            evaluation.main(argv)
+        (tmp_path / "bench/sound/labels.json").write_text("[]")
+    shutil.rmtree(tmp_path / "bench/sound")
+    shutil.copytree(project / "run/model", tmp_path / "model")
+    (tmp_path / "model/santa.safetensors").unlink()
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config |= {k: str(project / k) for k in ("llm", "clap")}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    argv[1] = str(tmp_path / "model")
+    evaluation.main(argv)                                                   # without a memory: the raw audio alone
+    assert list(results_of(tmp_path / "out")["columns"]) == ["none"]
+    with pytest.raises(DataError, match="has no memory"):
+        evaluation.main([*argv, "--columns", "santa"])
+
+
+def test_mmaus_test_answers_go_into_a_file(project, tmp_path):
+    with ShardWriter(tmp_path / "bench/mmau") as writer:
+        for i, s in enumerate(make_samples(3)):
+            buffer = io.BytesIO()
+            sf.write(buffer, np.random.default_rng(i).normal(size=8000) * 0.1, 8000, format="FLAC")
+            writer.write({**s, "text": None, "task": "mcq", "answer": "", "choices": ["red", "blue"], "category": "music"}, audio=("flac", buffer.getvalue()))
+    evaluation.main(["--ckpt", str(project / "run/model"), "--shards", str(tmp_path / "bench"), "--out", str(tmp_path / "out")])       # all columns
+    rows = json.loads((tmp_path / "out/santa/mmau.submission.json").read_text())
+    assert len(rows) == 3 and set(rows[0]) == {"id", "question", "choices", "task", "model_prediction"}
+    assert "hand in the submission file" in (tmp_path / "out/report.md").read_text()
+    with pytest.raises(DataError, match="have only audio"):
+        evaluation.main(["--ckpt", str(project / "run/model"), "--shards", str(tmp_path / "bench"), "--out", str(tmp_path / "out"), "--columns", "text"])
 
 
 def test_compare(project, evaluated, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
@@ -211,3 +212,87 @@ def test_intervals_are_those_of_the_binomial():
     assert share([1, 1], [0, 0]).interval() == (None, None)
     slow = Score(share(right).stats, lambda s: s[:, 0].sum() / s[:, 1].sum(), additive=False)
     assert slow.interval()[0] == 0.6 and slow.interval()[1] == pytest.approx([lo, hi], abs=0.04)
+
+
+def test_paired_tests_of_any_metric():
+    """Of means they are the classic tests; of micro-F1, whose mean over clips is another thing, they have the sign of the score itself."""
+    from scipy.stats import permutation_test
+    rng = np.random.default_rng(0)
+    a, b = (share(list(rng.random(80) < p)) for p in (0.7, 0.5))
+    test = scoring.paired(a, b)
+    x, y = (s.items().numpy() for s in (a, b))
+    want = permutation_test((x, y), lambda u, v: np.mean(u - v), permutation_type="samples", n_resamples=4000, rng=0).pvalue
+    assert test["difference"] == pytest.approx(x.mean() - y.mean()) and test["p"] == pytest.approx(want, abs=0.04)
+    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and scoring.paired(a, a)["p"] == 1
+    labels = ["dog", "cat", "cow", "hen"]
+    truth = [["dog", "cat", "cow"]] * 4 + [["hen"]] * 6
+    rows = lambda said: [row(", ".join(p), ", ".join(t), labels=t) | {"id": i} for i, (p, t) in enumerate(zip(said, truth))]
+    one = rows([["dog", "cat", "cow"]] * 4 + [["dog"]] * 6)
+    two = rows([["hen"]] * 4 + [["hen"]] * 6)
+    context = Context(labels, {"clap": letters}, "{}")
+    found = scoring.compared("dcase2017", one, two, context)["micro-F1"]
+    values = [score("dcase2017", r, context)["micro-F1"]["value"] for r in (one, two)]
+    assert found["difference"] == pytest.approx(values[1] - values[0]) and found["n"] == 10
+    assert scoring.compared("events", one, two, context)["mAP"]["p"] <= 1
+    assert "judge.py" in scoring.compared("airbench_sound", one, two, Context())["GPT4"]
+
+
+def test_a_java_that_fails_costs_only_spice():
+    class Broken:
+        def per_item(self, preds, target):
+            raise RuntimeError("Java ended with code 1")
+    result = score("audiocaps", [row("a dog", ["a dog barks"]), row("rain", ["it rains"])], Context(spice=Broken()))
+    assert result["SPICE"]["why"] == "Java ended with code 1" and result["CIDEr-D"]["value"] is not None
+
+
+# --- the paired test ---
+
+def test_paired_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    a = rng.normal(0.5, 0.2, 200)
+    b = a + rng.normal(0.02, 0.15, 200)
+    result = scoring.paired_means(a, b)
+    t = stats.ttest_rel(a, b)
+    exact = stats.permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis), permutation_type="samples", vectorized=True,
+                                   n_resamples=20_000, rng=1)
+    assert result["difference"] == pytest.approx(np.mean(a - b), abs=1e-15)
+    assert 0.02 < exact.pvalue < 0.9                                            # a case where p means something
+    assert result["p"] == pytest.approx(t.pvalue, abs=0.02) and result["p"] == pytest.approx(exact.pvalue, abs=0.02)
+    assert np.allclose(result["ci95"], t.confidence_interval(), atol=0.003)
+    boot = stats.bootstrap((a - b,), np.mean, method="percentile", rng=0)
+    assert np.allclose(result["ci95"], boot.confidence_interval, atol=0.002)
+
+
+def test_paired_on_right_and_wrong_is_the_sign_test():
+    a, b = np.zeros(5000), np.zeros(5000)
+    a[:40], b[40:64] = 1, 1                                                     # a alone right 40 times, b alone 24 times
+    result = scoring.paired_means(a, b, draws=100_000)
+    assert result["difference"] == pytest.approx(16 / 5000)
+    assert result["p"] == pytest.approx(stats.binomtest(40, 64).pvalue, abs=0.004)
+    small = scoring.paired_means([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], draws=50_000)    # by hand: 2 of 2 ** 5 sign patterns are as far out
+    assert small["p"] == pytest.approx(2 / 32, abs=0.005)
+
+
+def test_paired_of_the_same_and_of_swapped_scores():
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 300):
+        for scores in (rng.normal(size=(2, n)), rng.integers(0, 2, size=(2, n))):
+            a, b = scores
+            assert scoring.paired_means(a, a) == {"difference": 0, "ci95": [0, 0], "p": 1}
+            ab, ba = scoring.paired_means(a, b), scoring.paired_means(b, a)
+            assert ab["difference"] == -ba["difference"] and ab["p"] == ba["p"]
+            assert np.allclose(ab["ci95"], np.negative(ba["ci95"])[::-1], atol=0.3 / n ** 0.5)
+            assert ab == scoring.paired_means(a, b) and 0 < ab["p"] <= 1 and ab["ci95"][0] <= ab["ci95"][1]
+    assert scoring.paired_means([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
+
+
+def test_false_alarms_are_as_many_as_p_says():
+    rng = np.random.default_rng(0)
+    p = [scoring.paired_means(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("a, b", [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([1, float("nan")], [1, 2])])
+def test_paired_refuses_what_cannot_be_paired(a, b):
+    with pytest.raises(ValueError):
+        scoring.paired_means(a, b)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,18 @@ def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, c
     assert "is trained" in capsys.readouterr().out and (whole / "state.pt").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match="another lr.*--fresh"):
         train.main(arguments(world, whole, lr=1e-2))
+
+
+def test_killed_between_the_last_state_and_its_model(world, whole, tmp_path):
+    """The model that eval.py reads is of the last step, whenever the kill came."""
+    shutil.copytree(whole, tmp_path / "run")
+    argv = [a for a in arguments(world, whole) if not a.startswith("--out")] + [f"--out={tmp_path / 'run'}"]
+    want = MATS.from_pretrained(whole / "model").trainable()
+    for damage in (lambda: shutil.rmtree(tmp_path / "run/model"), lambda: (tmp_path / "run/model/step.json").write_text("20")):
+        damage()
+        train.main(argv)
+        model = MATS.from_pretrained(tmp_path / "run/model")
+        assert all(torch.equal(p, want[n]) for n, p in model.trainable().items()) and model.santa is not None
 
 
 def test_live_text_is_cached_text(world, tmp_path):
