@@ -6,7 +6,7 @@
     python eval.py --ablate figure3                                 t-SNE of pairs, and how far apart the modalities are
 
 Each leaves NAME.md, NAME.json and NAME.png in OUT/ablate. What varies only at inference starts from the same encoded audio, so a value costs one
-pass of generation. Every row is tested against the paper's own setting on the same clips (p, two-sided, paired).
+pass of generation. Every row is tested against the first, the model's own setting, on the same clips (p, two-sided, paired).
 """
 import hashlib
 import json
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from data import find_sources, read_source
-from writer import DataError, write_atomic
 from paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
 from scoring import BENCHMARKS, compared, score
+from writer import DataError, write_atomic
 
 TABLE4 = {  # the paper's row: our bridge
     "MATS": "santa", "Memory-based": "memory", "Noise-based": "none", "w/o K-means": "santa-kmeans", "w/o MB": "santa-mb", "w/o AE": "santa-ae",
@@ -57,7 +57,7 @@ def run(e, wanted, memory=None):
 
 
 def inference(e, name, values, memory):
-    """{label: (column, bridge)} of a sweep over one of Santa's settings."""
+    """{label: (evaluation, column, bridge)} of a sweep over one of Santa's settings, the model's own first."""
     argument, paper_values = INFERENCE[name]
     santa, texts, which = e.model().santa, e.model().santa.clean, ""
     if memory and argument in ("k", "m"):
@@ -68,9 +68,10 @@ def inference(e, name, values, memory):
     chosen = sorted({*(values or paper_values), today})
     rows = {}
     for value in chosen:
-        if value != today and not (value > 0 and (argument not in ("k", "m", "L") or value == int(value)) or (argument == "lam" and value == 0)) \
-                or (argument == "lam" and value > 1):
+        whole = argument in ("k", "m", "L")
+        if not (0 <= value <= 1 if argument == "lam" else value > 0) or (whole and value != int(value)):
             raise DataError(f"--ablate {name}: {value} is no value for it")
+        value = int(value) if whole else value
         if argument in ("k", "m"):
             size, clusters = (value, k) if argument == "m" else (m, value)
             if size > len(texts) or clusters > size:

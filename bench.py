@@ -22,10 +22,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from clap import CLAP, CLAPConfig
 from data import Batches, Plan, Source, Template, collate, loader
-from writer import ShardWriter
 from mats import MATS, MATSConfig
 from santa import add_noise, kmeans
 from shards import tiny
+from writer import ShardWriter
 
 
 def clock(*ways, repeats=3):

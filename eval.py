@@ -34,12 +34,12 @@ import judge
 import report
 from clap import load_audio, load_clap
 from data import Source, read_source
-from writer import DataError, sha256, write_atomic
 from llm import Endpoint
 from mats import MATS
 from metrics import Spice, SpiceMissing
 from santa import BRIDGES, RELEASED_NORM, bridge
 from scoring import BENCHMARKS, Context, captions, chance, compared, items, score
+from writer import DataError, sha256, write_atomic
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
 DECODING = {
@@ -47,7 +47,7 @@ DECODING = {
     "official": {"num_beams": 4, "max_new_tokens": 200, "repetition_penalty": 2.0, "no_repeat_ngram_size": 2},   # of the released script
     "beam": {"num_beams": 4},                                                                                    # of caption models
 }
-PART = 1024                                     # clips whose vectors are stored at once, and predictions lost at most by a kill
+PART = 1024                                     # clips whose vectors are stored at once: what a kill loses at most
 
 
 def digest(*what):
@@ -98,8 +98,7 @@ class Evaluation:
                 raise DataError(f"{path}, the list of {b}'s classes, cannot be read: {error}") from error
         name = json.loads((self.ckpt / "config.json").read_text())["clap"]
         self.clap_name = str(self.ckpt / name) if (self.ckpt / name).exists() else name
-        self.weights = digest([sha256(p) for p in files(self.ckpt)])
-        self.made = {"model": self.weights, "crop": crop, "tags": tags, "decoding": self.decoding}
+        self.made = {"model": digest([sha256(p) for p in files(self.ckpt)]), "crop": crop, "tags": tags, "decoding": self.decoding}
         clap = [sha256(p) for p in files(Path(self.clap_name))] or self.clap_name
         self.vector_dir = Path(vectors or self.out / "vectors")
         self.vector_key = {b: digest(clap, crop, self.sources[b].index["hash"]) for b in self.names}
@@ -475,7 +474,8 @@ def main(argv=None):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if args.device.startswith("cuda"):
             args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-        dist.init_process_group("gloo", timeout=timedelta(days=7))      # a process may wait while another trains an ablation; what the processes exchange are files and barriers
+        # What the processes exchange are files and barriers, and one may wait for days while another trains an ablation.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
     out, columns = Path(args.out) if args.out else Path(args.ckpt).parent / "eval", args.columns.split(",") if args.columns else list(COLUMNS)
     known_columns(columns)
     e = Evaluation(args.ckpt, args.shards, out, args.bench, args.crop, args.tags == "on", args.decoding, args.match, args.label_template,

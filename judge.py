@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from writer import DataError
 from llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
+from writer import DataError
 
 JUDGE = "gpt-4-0125-preview"                        # AIR-Bench's
 ORDERS = ("reference first", "model first")

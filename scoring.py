@@ -17,8 +17,8 @@ import torch
 from torchmetrics.functional.classification import binary_average_precision, multilabel_average_precision
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
+from metrics import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
 from writer import DataError
-from metrics import cider_d
 
 DRAWS, SLOW_DRAWS = 1000, 100               # bootstrap resamples; of metrics that are no function of a sum
 
@@ -268,13 +268,13 @@ def told(rows):
 
 
 def captions(rows, context):
-    """coco-caption's CIDEr-D (document frequencies of this whole set), SPICE, and their mean, SPIDEr."""
+    """coco-caption's CIDEr-D (document frequencies of this whole set), BLEU4 and ROUGE-L; SPICE, and its mean with CIDEr-D, SPIDEr."""
     cider = cider_d(*told(rows))
     each = lambda s: Score(torch.stack([s.double(), torch.ones(len(s), dtype=torch.float64)], 1))
-    scores, spice = {"CIDEr-D": each(cider)}, context.spice
-    if spice is None or isinstance(spice, str):
-        why = spice or "SPICE was not asked for (--spice)"
-        return scores | {"SPICE": why, "SPIDEr": why}
+    scores = {"CIDEr-D": each(cider), "BLEU4": Score(bleu_counts(*told(rows)), lambda s: coco_bleu(s)[..., 3]), "ROUGE-L": each(rouge_l(*told(rows)))}
+    spice = context.spice or "SPICE is not at hand"
+    if isinstance(spice, str):
+        return scores | {"SPICE": spice, "SPIDEr": spice}
     try:
         items = spice.per_item(*told(rows))
         if items is None:                                   # this Java prints the mean alone

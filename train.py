@@ -29,9 +29,9 @@ from tqdm import tqdm
 import config
 from clap import load_audio, load_clap
 from data import Batches, Plan, collate, find_sources, loader, read_source
-from writer import DataError, write_atomic
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise
+from writer import DataError, write_atomic
 
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}     # dense bf16 FLOP/s, for MFU
 

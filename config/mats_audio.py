@@ -6,5 +6,5 @@ from config.mats_gpt2 import audiotia
 from config.mats_llama import config as mats_llama
 
 TEST_ONLY = {"cremad", "vocalsound", "esc50", "urbansound8k", "beijing_opera", "gtzan", "song_describer"}       # of Table S5, not in S6
-config = mats_llama | dict(out="out/mats_audio", train="data/audioaia-msclap", val="data/audioaia-val", supervision="audio",
+config = mats_llama | dict(out="out/mats_audio", train="data/audioaia-msclap", supervision="audio",
                            mixture={name: weight for name, weight in audiotia.items() if name not in TEST_ONLY})

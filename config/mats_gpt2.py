@@ -2,6 +2,7 @@
 
     torchrun --nproc_per_node=2 train.py mats_gpt2
     torchrun --nproc_per_node=2 train.py mats_gpt2 --skip_missing      with those of the sources that you have
+    torchrun --nproc_per_node=2 train.py mats_gpt2 --val=SHARDS        and the loss on shards that you keep for it
 """
 # The weights of the released training, by shards/audiotia.py's sources; WavCaps' 200 by the size of its parts. RAVDESS and AudioSet's weak
 # labels, which Table S5 names, have none there: give them one to use them.
@@ -12,7 +13,7 @@ audiotia = {
     "beijing_opera": 20, "gtzan": 20,
 }
 config = dict(
-    out="out/mats_gpt2", train="data/audiotia-msclap", val="data/audiotia-val", mixture=audiotia,
+    out="out/mats_gpt2", train="data/audiotia-msclap", mixture=audiotia,
     llm="gpt2", llm_dtype="bfloat16", clap="microsoft/msclap", template="{audio}{instruction}",
     batch_size=128, micro_batch=64, steps=90_000, lr=5e-5, schedule="linear", warmup=2000,
     dtype="bfloat16", compile=True, workers=4,

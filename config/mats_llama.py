@@ -5,7 +5,7 @@
 from config.mats_gpt2 import audiotia
 
 config = dict(
-    out="out/mats_llama", train="data/audiotia-msclap", val="data/audiotia-val", mixture=audiotia,
+    out="out/mats_llama", train="data/audiotia-msclap", mixture=audiotia,
     llm="lmsys/vicuna-7b-v1.5", llm_dtype="bfloat16", clap="microsoft/msclap",
     template="USER: <Speech>{audio}</Speech> {tag} {instruction}\nASSISTANT:",
     batch_size=96, micro_batch=12, steps=90_000, lr=3e-5, schedule="cosine", warmup=3000,

@@ -16,10 +16,10 @@ from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from writer import write_atomic
 from shards import datasets as d
 from shards.audiotia import INSTRUCTIONS, one
 from shards.files import DataError, Missing, Root, Sounds, Tally, build, command
+from writer import write_atomic
 
 
 @dataclass

@@ -236,7 +236,7 @@ class Sounds:
     """
 
     def __init__(self, folder):
-        self.files = defaultdict(list)
+        self.folder, self.files = str(folder), defaultdict(list)
 
         def refuse(error):                                  # os.walk would pass over what it may not read
             raise error
@@ -257,7 +257,9 @@ class Sounds:
                 return min(hits)
 
     def fingerprint(self):
-        return hashlib.sha256("\n".join(sorted(p for paths in self.files.values() for p in paths)).encode(errors="surrogateescape")).hexdigest()
+        """sha256 of the files' names under the folder."""
+        names = sorted(p[len(self.folder):] for paths in self.files.values() for p in paths)
+        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
     def __len__(self):
         return sum(map(len, self.files.values()))
@@ -309,7 +311,8 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
             raise DataError(f"{folder} was built with another {', '.join(changed) or 'builder'}; delete it, or choose another --out")
         return made, False
     try:
-        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer, tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
+        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer, \
+                tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
             n = 0
             for sample in samples:
                 if n == limit:

@@ -15,9 +15,9 @@ import pytest
 from servers import KEY
 
 import shards.describe as module
-from writer import DataError
 from llm import Endpoint, LLMError, Local, Unanswered
 from shards.describe import EXAMPLES, PER_CALL, clean, describe, estimate, fault, main, prompt, read, words
+from writer import DataError
 
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 

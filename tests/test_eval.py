@@ -15,9 +15,9 @@ import eval as evaluation
 import sample
 from clap import CLAP, CLAPConfig
 from conftest import ANIMALS, gpt2, make_samples
-from writer import DataError, ShardWriter
 from mats import MATS, MATSConfig
 from santa import Santa
+from writer import DataError, ShardWriter
 
 # --- the whole path ---
 

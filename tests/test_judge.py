@@ -15,9 +15,9 @@ import torch
 from servers import KEY
 
 import judge as module
-from writer import DataError
 from judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
 from llm import Endpoint, LLMError, Local
+from writer import DataError
 
 
 def item(i, **kwargs):

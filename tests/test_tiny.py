@@ -5,8 +5,8 @@ import pytest
 
 from clap import CLAP
 from data import Source, read_source
-from writer import DataError
 from shards import sounds, tiny
+from writer import DataError
 
 
 @pytest.fixture(scope="module")
