@@ -243,15 +243,15 @@ class Template:
 def collate(samples, tokens, pad, multiple=8):
     """samples and their tokens -> a batch.
 
-    ids (B, T) int64, padded on the right to a multiple; answer (B, T) bool, True on answer tokens and the end token;
-    z (B, D) where all samples have a vector; text: list of B.
+    ids (B, T) int64, padded on the right to a multiple; answer (N,) int64: where in ids.view(-1) the answers' tokens and end tokens
+    stand; z (B, D) where all samples have a vector; text: list of B.
     """
     T = -(-max(len(ids) for ids, _ in tokens) // multiple) * multiple
-    batch = {"ids": torch.full((len(samples), T), pad), "answer": torch.zeros(len(samples), T, dtype=torch.bool),
-             "text": [s["text"] for s in samples]}
-    for row, (ids, n) in enumerate(tokens):
-        batch["ids"][row, :len(ids)] = torch.tensor(ids)
-        batch["answer"][row, n:len(ids)] = True
+    table = np.full((len(samples), T), pad)
+    for row, (ids, _) in zip(table, tokens):
+        row[:len(ids)] = ids
+    answer = [np.arange(i * T + n, i * T + len(ids)) for i, (ids, n) in enumerate(tokens)]
+    batch = {"ids": torch.from_numpy(table), "answer": torch.from_numpy(np.concatenate(answer)), "text": [s["text"] for s in samples]}
     if all("vector" in s for s in samples):
         batch["z"] = torch.from_numpy(np.stack([s["vector"] for s in samples]))    # (B, D)
     return batch

@@ -17,10 +17,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from data import Template
 from santa import Santa
+
+# SDPA that is told "causal" and given no mask. transformers' own asks whether it may leave the mask out, which waits for the GPU at each step,
+# and when compiled (before torch 2.14) always builds one, which FlashAttention cannot take.
+AttentionInterface.register("causal", sdpa_attention_forward)
 
 
 @dataclass
@@ -119,6 +124,7 @@ class MATS(nn.Module):
                 fan_in_fan_out=llm.config.model_type == "gpt2"))
         self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, config.prefix, config.tokens,
                              config.layers, config.heads)
+        self.maskless = llm.config._attn_implementation == "sdpa" and not getattr(llm.config, "sliding_window", None)
         limit = getattr(llm.config, "max_position_embeddings", None)
         self.room = (limit or 1 << 30) - config.prefix              # positions left for the prompt and the answer
 
@@ -134,6 +140,12 @@ class MATS(nn.Module):
         """name -> parameter, of all that is trained."""
         return {n: p for n, p in self.named_parameters() if p.requires_grad}
 
+    def train(self, mode=True):
+        """In training all padding stands on the right, where causal attention needs no mask; generation pads on the left, and does."""
+        if self.maskless:
+            self.llm.get_base_model().set_attn_implementation("causal" if mode else "sdpa")
+        return super().train(mode)
+
     def inputs(self, z, ids):
         """z (B, D), ids (B, T) -> (B, P + T, D_llm): the prefix goes in after the template's head."""
         head = len(self.template.head)
@@ -144,15 +156,16 @@ class MATS(nn.Module):
         """Mean cross-entropy over the answer tokens (Eq. 2).
 
         z (B, D): CLAP vectors, noise included; ids (B, T): head + prompt + answer + end, padded on the right;
-        answer (B, T) bool: where the answer's tokens are. Logits are computed there and nowhere else.
+        answer (N,): where in ids.view(-1) the answers' tokens stand. Logits are computed for them and for nothing else. (Places and not a
+        mask, whose count a GPU would have to be waited for: no step of this waits.)
         """
-        x = self.inputs(z, ids)                                                         # (B, P + T, D)
+        P, T = self.config.prefix, ids.shape[1]
         model = self.llm.get_base_model()
         # Padding stands to the right of all that counts, so under causal attention no mask is needed.
-        hidden = model.base_model(inputs_embeds=x, use_cache=False).last_hidden_state
-        hidden = hidden[:, self.config.prefix:][:, :-1][answer[:, 1:]]                  # (N, D), one before each answer token
-        logits = model.get_output_embeddings()(hidden)                                  # (N, V)
-        return F.cross_entropy(logits.float(), ids[:, 1:][answer[:, 1:]])
+        hidden = model.base_model(inputs_embeds=self.inputs(z, ids), use_cache=False).last_hidden_state    # (B, P + T, D)
+        hidden = hidden.flatten(0, 1).index_select(0, answer + (answer // T + 1) * P - 1)   # (N, D), one before each answer token
+        logits = model.get_output_embeddings()(hidden)                                      # (N, V)
+        return F.cross_entropy(logits.float(), ids.flatten()[answer])
 
     @torch.no_grad()
     def generate(self, z, instructions, tags=None, batch_size=64, progress=None, **decoding):
@@ -195,13 +208,15 @@ class MATS(nn.Module):
         self.train(was_training)
         return answers
 
-    def flops(self, text):
-        """FLOP of a training step per sample with `text` positions of text: 2 per weight and position forward, twice that
-        backward where weights are trained, once where only their input's gradient is needed (attention not counted)."""
+    def flops(self, text, answer):
+        """FLOP of a training step per sample with `text` positions of text, `answer` of them the answer's: 2 per weight and position forward,
+        and as many backward for each gradient that is needed, the weight's and the input's. Attention's products, 2 to 3 % more, are not counted."""
         count = lambda module: sum(p.numel() for p in module.parameters())
-        m, c = self.mapper, self.config
-        return (6 * (count(m.linear) + count(m.blocks) * (c.tokens + c.prefix) + count(m.proj) * c.prefix)
-                + 4 * (count(self.llm) - count(self.embed)) * (c.prefix + text))
+        m, c, llm = self.mapper, self.config, self.llm.get_base_model()
+        last = m.blocks[-1]                                             # of which the tokens need keys and values alone
+        blocks = count(m.blocks) * c.prefix + (count(m.blocks) - count(last) + count(last.kv)) * c.tokens
+        return (4 * count(m.linear) + 6 * (blocks + count(m.proj) * c.prefix)
+                + 4 * (count(llm.base_model) - count(self.embed)) * (c.prefix + text) + 4 * count(llm.get_output_embeddings()) * answer)
 
     # --- files ---
 

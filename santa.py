@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SCRATCH = 2 ** 22       # numbers in a chunked step's largest temporary (16 MB in float32); results do not depend on it
+SCRATCH = {"cpu": 2 ** 22, "cuda": 2 ** 27}     # numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
 SLACK = 32              # rows beyond L that Santa's float32 shortlist keeps for the exact ranking
 
 
@@ -35,8 +35,8 @@ def _draw(draw, like, *size, generator=None, **kw):
 
 
 def _chunks(x, row):
-    """Views of x of so many rows that temporaries of `row` numbers a row stay within SCRATCH."""
-    return x.split(max(1, SCRATCH // row))
+    """Views of x of so many rows that temporaries of `row` numbers a row stay within SCRATCH; results do not depend on it."""
+    return x.split(max(1, SCRATCH.get(x.device.type, SCRATCH["cuda"]) // row))
 
 
 def _over(f, z, memory, row):
@@ -79,6 +79,9 @@ def _assign(x, centers, labels):
     table = x.new_empty(len(chunks[0][0]), len(centers))            # one for all: fresh pages cost a tenth of the product
     for rows, label, least in zip(*chunks):
         far = torch.addmm(square, rows, centers.T, alpha=-2, out=table[:len(rows)])             # (b, K)
+        if x.is_cuda:
+            torch.min(far, 1, out=(least, label))
+            continue
         torch.amin(far, 1, out=least)
         # on CPUs argmin takes ten times as long as amin: only for the rows whose guess is not the closest
         wrong = (far.gather(1, label[:, None])[:, 0] > least).nonzero()[:, 0]
@@ -95,7 +98,7 @@ def _plusplus(x, k, generator):
     the distribution of now.
     """
     square, trials = x.square().sum(1), 2 + int(math.log(k))
-    longest = max(1, 2 ** 24 // (trials * len(x)))              # choices that a pool may serve, so that the table fits 64 MB
+    longest = max(1, max(2 ** 24, x.numel() // 16) // (trials * len(x)))    # choices that a pool may serve: a table of 64 MB or x's sixteenth
     table, trial = x.new_empty(longest * trials, len(x)), x.new_empty(trials, len(x))
 
     def distances(rows):                                                                        # (R,) -> (R, N)
@@ -130,7 +133,7 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
     `iters` updates of the centers at most, fewer once no label changes. `init` is "++" (greedy k-means++), "random" (k
     different rows) or the first centers (k, D). A cluster left empty is begun again from the row farthest from its own
     center, which leaves its cluster for it (several: the farthest rows, one each). Takes a centred copy of x, SCRATCH and a
-    few numbers a row; init "++" 64 MB, or about 4 + 2 log k numbers a row where that is more. The same generator state gives
+    few numbers a row; init "++" 64 MB, or a sixteenth of x, or about 4 + 2 log k numbers a row. The same generator state gives
     the same result, on CUDA too: no step adds in an order left to chance.
 
     Raises ValueError for k < 1, k > N, a row that is not finite (naming it), shapes that do not fit, an unknown init.

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
@@ -65,7 +66,7 @@ class TrainConfig(MATSConfig):
     lanes: int = 8                                  # shards under way at once (data.Plan)
     strict: bool = False                            # stop at a broken sample instead of leaving it out
     patience: int = 10                              # updates in a row that may be skipped for a gradient that is not finite
-    timeout: int = 30                               # minutes after which a process that waits for another gives up
+    timeout: float = 30.0                           # minutes without a finished update after which the run ends
     log_every: int = 50
     val_every: int = 1000
     save_every: int = 1000
@@ -73,7 +74,7 @@ class TrainConfig(MATSConfig):
     fresh: bool = False                             # start over, replacing the run in `out`
 
 
-# what may differ when a run goes on: nothing that changes its numbers
+# what may differ when a run goes on: nothing that changes its batches, its noise or its schedule
 FREE = {"build", "skip_missing", "patience", "timeout", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
 
 
@@ -85,18 +86,68 @@ def lr_at(step, c):
     return c.lr * ((1 - t) if c.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))
 
 
+class Watch(threading.Thread):
+    """Ends a process that finishes no update for `minutes`, and says which rank is behind.
+
+    Whatever stops one rank (a disk that does not answer, a GPU that is gone) leaves all others waiting for it in silence. Here each
+    tells the others every few seconds, through a TCPStore, that it lives and which update it has finished.
+    """
+
+    def __init__(self, minutes, out, rank, ranks):
+        super().__init__(daemon=True)
+        self.minutes, self.out, self.rank, self.ranks, self.step, self.over = minutes, out, rank, ranks, 0, threading.Event()
+        if ranks > 1:
+            self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+            self.store.set(f"watch {rank}", "0 0")
+
+    def done(self, step):
+        self.step, self.since = step, time.monotonic()
+
+    def run(self):
+        pause, heard = min(5, 6 * self.minutes), {}         # rank -> (what it said last, when that was new)
+        while not self.over.wait(pause):
+            now = time.monotonic()
+            if self.ranks > 1:
+                self.store.set(f"watch {self.rank}", f"{self.step} {now}")
+                for r, said in enumerate(self.store.multi_get([f"watch {r}" for r in range(self.ranks)])):
+                    if said != heard.get(r, [None])[0]:
+                        heard[r] = said, now
+            if now - self.since > 60 * self.minutes:
+                each = "".join(f"; rank {r} finished update {int(said.split()[0]):,}" + " and no longer answers" * (now - at > 3 * pause)
+                               for r, (said, at) in heard.items())
+                print(f"train.py: no update has been finished for {self.minutes:g} minutes{each}. {self.out}/state.pt holds the last saved state, "
+                      f"and the same command goes on from it; --timeout=MINUTES waits longer", file=sys.stderr, flush=True)
+                os._exit(1)
+
+
 def main(argv):
     c = config.load(TrainConfig, argv)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local, master = int(os.environ.get("LOCAL_RANK", 0)), rank == 0
     device = torch.device(c.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cuda = device.type == "cuda"
-    if cuda:
-        device = torch.device("cuda", local)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    if ranks > 1:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=c.timeout))
+    if ranks > 1:                                   # its own time-out comes after the watch's, which knows more to say
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=c.timeout + 1))
+    watch = Watch(c.timeout, c.out, rank, ranks)
+    try:
+        train(c, device, rank, ranks, watch)
+    except DataError as e:
+        sys.exit(f"train.py: {e}")
+    except RuntimeError as e:
+        if "DataLoader worker" in str(e):
+            sys.exit(f"train.py: a reading process died, usually because the machine ran out of memory: lower --workers or --lanes; the same command goes "
+                     f"on from the last saved state. {e}")
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
+        sys.exit(f"train.py: out of memory: lower --micro_batch (batch_size, and so the result, stays the same), or --llm_dtype=bfloat16. {e}")
+    finally:
+        watch.over.set()
+
+
+def train(c, device, rank, ranks, watch):
+    master, cuda = rank == 0, device.type == "cuda"
     say = print if master else lambda *a, **k: None
     if c.schedule not in ("linear", "cosine") or c.supervision not in ("text", "audio"):
         sys.exit("schedule is linear or cosine, and supervision text or audio")
@@ -150,18 +201,17 @@ def main(argv):
     model.to(device).train()
     groups = [{"params": [p for p in params.values() if p.ndim > 1], "weight_decay": c.weight_decay},
               {"params": [p for p in params.values() if p.ndim == 1], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=cuda)
+    optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
     # Not for scaling: it leaves out the update where a gradient is not finite, and on a GPU without waiting to know.
     scaler = torch.amp.GradScaler(device.type, init_scale=1.0)
     if state:
         optimizer.load_state_dict(state["optimizer"])
     state = None
-    if c.compile:                                   # the two transformers; what lies between depends on the data
-        model.mapper.compile()
-        model.llm.get_base_model().base_model.compile(dynamic=True)
+    if c.compile:
+        model.compile()
     step_model = model
     if ranks > 1:
-        step_model = DDP(model, device_ids=[local] if cuda else None, gradient_as_bucket_view=True,
+        step_model = DDP(model, device_ids=[device.index] if cuda else None, gradient_as_bucket_view=True,
                          broadcast_buffers=False)
     amp = torch.autocast(device.type, torch.bfloat16) if c.dtype == "bfloat16" else nullcontext()
 
@@ -186,12 +236,15 @@ def main(argv):
             z = clap.encode_audio(batch["audio"])
         else:
             z = clap.encode_text(batch["text"])
-        return add_noise(z.to(device), c.variance, torch.Generator().manual_seed(c.seed * 1_000_003 + m))
+        return add_noise(z.to(device), c.variance, torch.Generator(device).manual_seed(c.seed * 1_000_003 + m))
 
     def loss_of(net, batch, m):
+        ids, answer = (batch[k].to(device, non_blocking=True) for k in ("ids", "answer"))
+        if c.compile:                               # one graph for all lengths of text and all numbers of answer tokens
+            torch._dynamo.mark_dynamic(ids, 1)
+            torch._dynamo.mark_dynamic(answer, 0)
         with amp:
-            return net(vectors(batch, m), batch["ids"].to(device, non_blocking=True),
-                       batch["answer"].to(device, non_blocking=True))
+            return net(vectors(batch, m), ids, answer)
 
     # --- validation ---
     held_out = []
@@ -208,8 +261,9 @@ def main(argv):
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for i in range(rank, len(held_out), ranks):
-            n = int(held_out[i]["answer"].sum())
-            total += torch.tensor([float(loss_of(model, held_out[i], -1 - i)) * n, n], dtype=torch.float64)
+            n = len(held_out[i]["answer"])
+            loss = loss_of(model.forward, held_out[i], -1 - i)      # not compiled: its last batch is smaller
+            total += torch.tensor([float(loss) * n, n], dtype=torch.float64)
         model.train()
         if ranks > 1:
             total = total.to(device)
@@ -256,7 +310,9 @@ def main(argv):
     stream = iter(loader(batches, c.workers, pin=cuda))
     bar = tqdm(total=c.steps, initial=start, unit=" steps", disable=not master, mininterval=0.5, dynamic_ncols=True)
     zero = lambda: torch.zeros(4, device=device)            # sums since the last line: loss, updates, skipped; and skipped in a row
-    since, seen, padded, broken, skipped, sums = time.time(), 0, 0, 0, 0, zero()
+    since, seen, padded, answers, broken, skipped, sums = time.time(), 0, 0, 0, 0, 0, zero()
+    watch.done(start)
+    watch.start()
     for step in range(start, c.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, c)
@@ -275,6 +331,7 @@ def main(argv):
             total += loss.detach()
             seen += len(batch["ids"])
             padded += batch["ids"].numel()
+            answers += len(batch["answer"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in params.values()])
         scaler.step(optimizer)
         scaler.update(1.0)
@@ -292,7 +349,7 @@ def main(argv):
             loss = loss / updates if updates else math.nan
             seconds = time.time() - since
             rate = seen * ranks / seconds
-            flops = rate * model.flops(padded / seen)
+            flops = rate * model.flops(padded / seen, answers / seen)
             line = {"step": done, "loss": round(loss, 5) if updates else None, "grad_norm": round(float(norm), 4) if math.isfinite(norm) else None,
                     "lr": lr_at(step, c), "samples_per_s": round(rate, 1),
                     "tokens_per_s": round((seen * c.prefix + padded) * ranks / seconds, 1), "tflops": round(flops / 1e12, 3),
@@ -300,7 +357,7 @@ def main(argv):
             if master:
                 log(**line)
             bar.set_postfix(loss=f"{loss:.3f}", samples_per_s=f"{rate:.0f}", refresh=False)
-            since, seen, padded, sums = time.time(), 0, 0, zero() + sums * torch.tensor([0, 0, 0, 1], device=device)
+            since, seen, padded, answers, sums = time.time(), 0, 0, 0, zero() + sums * torch.tensor([0, 0, 0, 1], device=device)
         paused = time.time()
         if held_out and (done % c.val_every == 0 or done == c.steps):
             loss = validate()
@@ -310,6 +367,7 @@ def main(argv):
         if (done % c.save_every == 0 or done == c.steps) and master:
             save(done)
         since += time.time() - paused
+        watch.done(done)
     bar.close()
     if start == c.steps and master:                         # killed after its last state was saved, and before its model was
         save(start)
@@ -338,14 +396,4 @@ def plot(out):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except DataError as e:
-        sys.exit(f"train.py: {e}")
-    except RuntimeError as e:
-        if "DataLoader worker" in str(e):
-            sys.exit(f"train.py: a reading process died, usually because the machine ran out of memory: lower --workers or --lanes; the same command goes "
-                     f"on from the last saved state. {e}")
-        if not isinstance(e, torch.OutOfMemoryError):
-            raise
-        sys.exit(f"train.py: out of memory: lower --micro_batch (batch_size, and so the result, stays the same), or --llm_dtype=bfloat16. {e}")
+    main(sys.argv[1:])

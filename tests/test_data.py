@@ -247,7 +247,7 @@ def test_template_puts_the_answer_where_it_belongs(tokenizer):
     assert template.prompts(["Hi"])[0] == tokenizer(" Hi\nASSISTANT:")["input_ids"]     # no tag, no gap
     batch = data.collate([sample, sample], template.encode([sample]) * 2, pad=0)
     assert batch["ids"].shape[1] % 8 == 0
-    assert batch["ids"][0][batch["answer"][0]].tolist() == ids[n:]
+    assert batch["ids"].flatten()[batch["answer"]].tolist() == 2 * ids[n:]
     for wrong in ("{instruction}", "{audio}", "{instruction}{audio}"):
         with pytest.raises(ValueError, match="template"):
             Template(wrong, tokenizer)

@@ -3,12 +3,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
+from bench import fake
 from conftest import gpt2, llama, make_samples
 from data import collate
 from mats import MATS, Mapper, MATSConfig
-from santa import Santa
+from santa import Santa, add_noise
 
 SMALL = dict(dim=16, width=32, prefix=6, tokens=4, layers=2, heads=4, max_answer=12)
 TEMPLATES = {gpt2: "{audio}{instruction}", llama: "USER: {audio} {tag} {instruction}\nASSISTANT:"}
@@ -68,7 +72,9 @@ def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
     model = build(tokenizer, make).eval()
     z, ids, answer = batch_of(model)
     x = model.inputs(z, ids)
-    labels = torch.cat([torch.full((len(ids), SMALL["prefix"]), -100), ids.masked_fill(~answer, -100)], 1)
+    words = torch.full_like(ids, -100)
+    words.view(-1)[answer] = ids.view(-1)[answer]
+    labels = torch.cat([torch.full((len(ids), SMALL["prefix"]), -100), words], 1)
     plain = model.llm(inputs_embeds=x, labels=labels).loss
     plain.backward()
     gradients = {n: p.grad.clone() for n, p in model.trainable().items()}
@@ -103,9 +109,71 @@ def test_only_mapper_and_lora_learn_and_the_frozen_model_has_no_dropout(tokenize
 def test_padding_changes_nothing(tokenizer):
     model = build(tokenizer).eval()
     z, ids, answer = batch_of(model, 1)
-    n = int(answer[0].nonzero().max()) + 1
-    wide = F.pad(ids, (0, 24), value=model.tokenizer.eos_token_id), F.pad(answer, (0, 24))
-    torch.testing.assert_close(model(z, *wide), model(z, ids[:, :n], answer[:, :n]), rtol=1e-6, atol=1e-6)
+    n = int(answer.max()) + 1                                               # the one row's length
+    wide = F.pad(ids, (0, 24), value=model.tokenizer.eos_token_id)
+    torch.testing.assert_close(model(z, wide, answer), model(z, ids[:, :n], answer), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
+    """On fake tensors, which have shapes and no values: whatever would make the host wait for a GPU's numbers raises. No GPU needed."""
+    model, masks = build(tokenizer, make, llm_dtype="bfloat16").train(), []
+    batch = batch_of(model)
+
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            if "attention" in str(f) and "backward" not in str(f):
+                masks.append((kwargs or {}).get("attn_mask"))
+            return f(*args, **kwargs or {})
+    with FakeTensorMode() as mode, Ops():
+        z, ids, answer = map(mode.from_tensor, batch)
+        model = fake(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(add_noise(z, 0.015), ids, answer)
+        loss.backward()
+        with pytest.raises(DataDependentOutputException):
+            bool(loss > 0)                                                  # what waiting looks like
+    assert all(p.grad.shape == p.shape for p in model.trainable().values())
+    assert masks == [None] * (2 + SMALL["layers"])                          # the LLM's two layers and the mapper's
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_compiled_it_is_one_graph_for_all_lengths_and_the_same_numbers(tokenizer, make):
+    """Dynamo and autograd's tracing as train.py --compile has them; the last stage, inductor's, is left out, since it takes minutes on a CPU."""
+    model = build(tokenizer, make, lora_dropout=0.0).train()
+    z, ids, answer = batch_of(model)
+    batches = [(z, F.pad(ids, (0, more)), answer[:n] // ids.shape[1] * (ids.shape[1] + more) + answer[:n] % ids.shape[1])
+               for more, n in ((0, 30), (8, 17), (24, 41))]
+
+    def gradients(batch):
+        model.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.trainable().items()}
+    plain = [gradients(b) for b in batches]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model.compile(backend="aot_eager", fullgraph=True)
+    for batch, (loss, want) in zip(batches, plain):
+        torch._dynamo.mark_dynamic(batch[1], 1)
+        torch._dynamo.mark_dynamic(batch[2], 0)
+        got, gradient = gradients(batch)
+        torch.testing.assert_close(got, loss, rtol=1e-6, atol=0)
+        for name, g in gradient.items():
+            torch.testing.assert_close(g, want[name], rtol=1e-4, atol=1e-7, msg=name)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_flops_are_those_that_torch_counts(tokenizer, make):
+    """Less attention's, which the formula leaves out, as its docstring says."""
+    model = build(tokenizer, make, width=64).train()
+    z, ids, answer = batch_of(model)
+    with FlopCounterMode(display=False) as counter:
+        model(z, ids, answer).backward()
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    said = model.flops(ids.shape[1], len(answer) / len(ids)) * len(ids)
+    assert said == pytest.approx(products, rel=0.03)
 
 
 # --- generation ---

@@ -230,7 +230,7 @@ def test_chunks_change_nothing(monkeypatch):
     wide = {name: f(z) for name, f in maps.items() if name != "official"}
     gaps = gap(x, x.flip(0))
     for scratch in (1, 7 * 20, 3333):
-        monkeypatch.setattr(module, "SCRATCH", scratch)
+        monkeypatch.setitem(module.SCRATCH, "cpu", scratch)
         parts = kmeans(x, 20, 10, gen())
         assert torch.equal(parts[1], whole[1]) and torch.allclose(parts[0], whole[0], atol=1e-5), scratch
         for name, out in wide.items():

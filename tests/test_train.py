@@ -1,8 +1,10 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -67,11 +69,11 @@ def weights(out):
 class Run(subprocess.Popen):
     """train.py as its users start it; what it prints goes to a file, so that a full pipe cannot stop it."""
 
-    def __init__(self, argv, processes=0):
+    def __init__(self, argv, processes=0, **env):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
         self.log = tempfile.TemporaryFile("w+")
         super().__init__([sys.executable, *launch, "train.py", *argv], cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT,
-                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
 
     def printed(self):
         self.log.seek(0)
@@ -85,6 +87,14 @@ class Run(subprocess.Popen):
             self.wait(60)
             code = f"no end after {seconds} s"
         assert code == 0, f"{code}\n{self.printed()}"
+
+    def until(self, there, seconds=90):
+        """Waits until there() is true of the run; what it gives."""
+        deadline = time.time() + seconds
+        while not (found := there()):
+            assert time.time() < deadline and self.poll() is None, self.printed()
+            time.sleep(0.002)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +124,7 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
     out = world / "killed"
     argv = arguments(world, out)
     process = Run(argv)
-    deadline = time.time() + 90
-    while not (out / "state.pt").exists():              # saved at step 10, 20, 30
-        assert time.time() < deadline and process.poll() is None, process.printed()
-        time.sleep(0.002)
+    process.until((out / "state.pt").exists)            # saved at step 10, 20, 30
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed_at = weights(out)[0]
@@ -243,3 +250,47 @@ def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_pat
         train.main(argv)
     step, trained = weights(tmp_path)
     assert step == 10 and all(torch.isfinite(t).all() for t in trained.values())
+
+
+def test_a_rank_that_hangs_is_named(world, tmp_path):
+    """The other does not wait for it for ever, and says what to do."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    argv = arguments(world, tmp_path, steps=100_000, timeout=0.1, val="")
+    ranks = [Run(argv, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
+    try:
+        ranks[0].until((tmp_path / "state.pt").exists)
+        ranks[1].send_signal(signal.SIGSTOP)
+        assert ranks[0].wait(60) == 1
+    finally:
+        for r in ranks:
+            r.kill()
+    assert re.search(r"no update has been finished for 0.1 minutes; rank 0 finished update (\d+); rank 1 finished update \d+ and no longer answers.*"
+                     r"same command goes on", ranks[0].printed())
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path)[1].values())
+
+
+def test_a_reader_that_dies_is_named(world, tmp_path):
+    run = Run(arguments(world, tmp_path, steps=100_000, val=""))
+    run.until((tmp_path / "state.pt").exists)
+    readers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(readers) == 1
+    os.kill(int(readers[0]), signal.SIGKILL)
+    assert run.wait(60) == 1
+    assert re.search(r"a reading process died, .*lower --workers or --lanes.*Killed", run.printed())
+
+
+def test_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "add_noise", lambda *_: torch.empty(1 << 60))
+    with pytest.raises(SystemExit, match="out of memory: lower --micro_batch"):
+        train.main(arguments(world, tmp_path, val="", workers=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_compiled_in_bfloat16_it_learns_what_a_cpu_learns(world, tmp_path):
+    losses = []
+    for name, more in (("cpu", {}), ("cuda", dict(compile=True, dtype="bfloat16", llm_dtype="bfloat16"))):
+        train.main(arguments(world, tmp_path / name, device=name, lora_dropout=0.0, variance=0.0, **more))
+        losses.append([l["loss"] for l in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines()) if "loss" in l])
+    np.testing.assert_allclose(*losses, rtol=0.03)
