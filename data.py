@@ -86,17 +86,20 @@ def find_sources(root, mixture=None, skip_missing=False, audio=False):
 class Plan:
     """What micro-batch m is made of, for every m: a pure function of (seed, m), whatever the ranks and workers.
 
-    A *visit* is one pass over one shard: shuffled, sorted into batches of similar length, the batches shuffled again.
+    A *visit* is one pass over one shard: shuffled, sorted into batches of like length, the batches shuffled again.
     Each source visits its shards in a new order every epoch; the source that is furthest behind its weight gets the
     next visit. `lanes` visits are under way at once and take turns, so neighbouring micro-batches come from different
     shards, and each reader needs only its own lanes' shards. Every micro-batch holds exactly `batch` samples of one source:
     the last of a visit is filled up with samples of the same shard.
+
+    `together` micro-batches follow one another from one visit and are of like length: processes that train on them side by side need not wait
+    for the one with the longest.
     """
 
-    def __init__(self, sources, weights, batch, seed=0, lanes=8):
+    def __init__(self, sources, weights, batch, seed=0, lanes=8, together=1):
         if len(weights) != len(sources) or min(weights) < 0 or sum(weights) <= 0:
             raise DataError(f"mixture weights must be non-negative and not all zero: {weights}")
-        self.sources, self.batch, self.seed, self.lanes = sources, batch, seed, lanes
+        self.sources, self.batch, self.seed, self.lanes, self.together = sources, batch, seed, lanes, together
         self.weights = np.array(weights) / sum(weights)
 
     def visits(self):
@@ -110,7 +113,7 @@ class Plan:
             epoch, i = divmod(turns[s], len(shards))
             shard = int(np.random.default_rng([self.seed, 1, s, epoch]).permutation(len(shards))[i])
             turns[s] += 1
-            n = -(-shards[shard]["n"] // self.batch)
+            n = -(-shards[shard]["n"] // (self.batch * self.together)) * self.together
             given[s] += n
             total += n
             yield v, s, shard, n
@@ -119,10 +122,11 @@ class Plan:
         """Endless (m, visit, k) from m = start on: micro-batch m is batch k of that visit."""
         visits, lanes = self.visits(), [None] * self.lanes
         for m in itertools.count():
-            visit, k = lanes[m % self.lanes] or (None, 0)
+            lane = m // self.together % self.lanes
+            visit, k = lanes[lane] or (None, 0)
             if visit is None or k == visit[3]:
                 visit, k = next(visits), 0
-            lanes[m % self.lanes] = visit, k + 1
+            lanes[lane] = visit, k + 1
             if m >= start:
                 yield m, visit, k
 
@@ -132,7 +136,8 @@ class Plan:
         rows = np.resize(rng.permutation(len(lengths)), visit[3] * self.batch)    # fills up by going round again
         jitter = rng.uniform(1, 1.1, len(rows))                                   # so that batches differ between epochs
         rows = rows[np.argsort(np.asarray(lengths)[rows] * jitter, kind="stable")]
-        return rng.permuted(rows.reshape(visit[3], self.batch), axis=1)[rng.permutation(visit[3])]
+        runs = rng.permuted(rows.reshape(visit[3], self.batch), axis=1).reshape(-1, self.together, self.batch)
+        return runs[rng.permutation(len(runs))].reshape(-1, self.batch)
 
 
 # --- 4. reading -------------------------------------------------------------------------------------------------------
@@ -222,7 +227,10 @@ class Template:
         self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
 
     def ids(self, texts):
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        each = list(dict.fromkeys(texts))                       # instructions and labels are few
+        known = self.tokenizer(each, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"] if each else []
+        known = dict(zip(each, known))
+        return [known[t] for t in texts]
 
     def prompts(self, instructions, tags=None):
         """Token ids after the prefix, one list per instruction."""

@@ -64,6 +64,7 @@ class TrainConfig(MATSConfig):
     compile: bool = False
     workers: int = 2                                # reading processes per rank
     lanes: int = 8                                  # shards under way at once (data.Plan)
+    together: int = 1                               # micro-batches of like length in a row; as many as processes: none waits for another
     strict: bool = False                            # stop at a broken sample instead of leaving it out
     patience: int = 10                              # updates in a row that may be skipped for a gradient that is not finite
     timeout: float = 30.0                           # minutes without a finished update after which the run ends
@@ -169,7 +170,7 @@ def train(c, device, rank, ranks, watch):
         if vectors and (vectors["dim"] != c.dim or vectors["side"] != c.supervision):
             sys.exit(f"{s.url} holds {vectors['dim']}-d vectors of its {vectors['side']}, made with {vectors['clap']}; "
                      f"this run wants dim={c.dim} and supervision={c.supervision}")
-    plan = Plan(sources, weights, c.micro_batch, c.seed, c.lanes)
+    plan = Plan(sources, weights, c.micro_batch, c.seed, c.lanes, c.together)
 
     # --- the run that may already be there ---
     out = Path(c.out)

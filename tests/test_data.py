@@ -234,6 +234,31 @@ def test_batches_are_of_similar_length():
     assert (plan.cut((1, 0, 0, 63), lengths) != cut).any()          # another visit, other batches
 
 
+def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path, tokenizer):
+    for name, words in (("short", 2), ("long", 30)):
+        rng = np.random.default_rng(words)
+        write_samples(tmp_path / name, [{**s, "answer": "dog " * int(rng.integers(1, words + 1))} for s in make_samples(150, name)], per_shard=75)
+    template = Template("{audio}{instruction}", tokenizer)
+
+    def rows(together):
+        batches = list(islice(Batches(plan_of(tmp_path, batch=4, lanes=3, together=together), template), 160))
+        return [batches[i:i + 4] for i in range(0, 160, 4)]                 # four processes' micro-batches
+    waits = lambda updates: np.mean([max(b["ids"].shape[1] for b in u) / np.mean([b["ids"].shape[1] for b in u]) for u in updates])
+    assert all(len({b["source"] for b in u}) == 1 for u in rows(4)) and any(len({b["source"] for b in u}) > 1 for u in rows(1))
+    assert waits(rows(4)) < 1.1 < 1.3 < waits(rows(1))
+    plan = plan_of(tmp_path, batch=4, lanes=1, together=4)
+    seen = Counter()
+    for v, s, shard, n in islice(plan.visits(), 4):                         # 75 samples in 5 runs of 4 batches of 4; one epoch is 2 x 2 shards
+        cut = plan.cut((v, s, shard, n), range(75))
+        assert cut.shape == (20, 4) and set(cut.ravel()) == set(range(75))
+        seen[s, shard] += 1
+    assert seen == {(s, shard): 1 for s in range(2) for shard in range(2)}
+    whole = ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template), 48)
+    parts = [ids_of(loader(Batches(plan_of(tmp_path, batch=4, together=4), template, rank=r, ranks=3), 2), 16) for r in range(3)]
+    assert sorted(sum(parts, [])) == whole
+    assert ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template, start=17), 31) == whole[17:]
+
+
 # --- tokens ---
 
 def test_template_puts_the_answer_where_it_belongs(tokenizer):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
-from bench import fake
+from bench import Machine, fake, sized
 from conftest import gpt2, llama, make_samples
 from data import collate
 from mats import MATS, Mapper, MATSConfig
@@ -164,16 +164,19 @@ def test_compiled_it_is_one_graph_for_all_lengths_and_the_same_numbers(tokenizer
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
-def test_flops_are_those_that_torch_counts(tokenizer, make):
-    """Less attention's, which the formula leaves out, as its docstring says."""
-    model = build(tokenizer, make, width=64).train()
-    z, ids, answer = batch_of(model)
-    with FlopCounterMode(display=False) as counter:
-        model(z, ids, answer).backward()
-    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
-    said = model.flops(ids.shape[1], len(answer) / len(ids)) * len(ids)
-    assert said == pytest.approx(products, rel=0.03)
+@pytest.mark.parametrize("size", ["gpt2", "llama"])
+def test_flops_are_those_that_torch_counts(size):
+    """At the true sizes, on fake tensors; less attention's, which the formula leaves out, as its docstring says."""
+    model = sized(size, Machine("cpu", "bfloat16"), meta=True)
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = fake(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.empty(4, 1024), torch.empty(4, 64, dtype=torch.long), torch.empty(80, dtype=torch.long))
+        loss.backward()
+    flop = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in flop.items() if "attention" in str(op))
+    assert model.flops(64, 20) * 4 == pytest.approx(sum(flop.values()) - attention, rel=0.01)
+    assert attention < 0.04 * sum(flop.values())
 
 
 # --- generation ---
