@@ -342,6 +342,9 @@ def train(c, device, rank, ranks, watch):
         bar.update()
         done = step + 1
         if done % c.log_every == 0 or done == c.steps:
+            if ranks > 1:
+                dist.all_reduce(sums)
+                sums /= ranks
             loss, updates, new, row = sums.tolist()             # the one place where the loop waits for the device
             skipped += int(new)
             if row >= c.patience:

@@ -143,6 +143,8 @@ def test_two_processes_are_one(world, whole):
     (_, a), (_, b) = weights(whole), weights(out)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
+    losses = [[l["loss"] for l in map(json.loads, (o / "log.jsonl").read_text().splitlines()) if "loss" in l] for o in (whole, out)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)                          # of both, not of the first alone
 
 
 def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, capsys):
