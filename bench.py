@@ -9,6 +9,7 @@ that does not count; ± is half of their range, as a share of it. A rate of arit
 """
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -375,6 +376,7 @@ def training(machine, size="gpt2"):
         args = TrainingArguments(root, per_device_train_batch_size=n, max_steps=steps * rounds, report_to=[], use_cpu=not machine.cuda,
                                  bf16=machine.dtype == "bfloat16", remove_unused_columns=False, save_strategy="no", logging_strategy="no",
                                  disable_tqdm=True)
+        args._n_gpu = min(1, args.n_gpu)                    # or the Trainer spreads one process over all GPUs
         with contextlib.redirect_stdout(sys.stderr):
             Trainer(Obvious(), args, train_dataset=samples, data_collator=gather, callbacks=[Turns()]).train()
         del stream
@@ -416,7 +418,7 @@ def scaling(machine):
                         f"--train={root}/train", f"--llm={root}/llm", f"--out={root}/{i}", f"--width={width}", "--memory=0", f"--device={machine.device}",
                         f"--dtype={machine.dtype}", f"--compile={bool(gpus)}", "--workers=1", "--together=2", f"--micro_batch={n}", f"--batch_size={4 * n * ranks}",
                         f"--steps={steps}", f"--log_every={steps // 4}", f"--save_every={steps}"]
-                env = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": str(i)} if gpus and len(runs) > 1 else {})
+                env = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[i]} if gpus and len(runs) > 1 else {})
                 started.append(subprocess.Popen(argv, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
             rates = []
             for i, process in enumerate(started):
@@ -492,6 +494,29 @@ def schedule(machine):
     return result
 
 
+def waiting(machine):
+    """The share of their time that processes side by side work, and do not wait for the longest batch among them, by the plan and FLOP alone; with the
+    order as it is, and with as many micro-batches together as there are processes."""
+    rng, result = np.random.default_rng(0), {"unit": "share"}
+    sources = [type("Kind", (), {"shards": 8 * [{"n": 4096}], "lengths": asked + rng.normal(mean, sd, 4096).clip(1, 150).astype(int) + 1})
+               for _, asked, mean, sd in KINDS.values()]
+    for name, size, n, ranks, accumulate in (("MATS-GPT2, 2 x 64", "gpt2", 64, 2, 1), ("MATS-LLaMA-7B, 2 x 4 x 12", "llama", 12, 2, 4),
+                                             ("MATS-LLaMA-7B, 8 x 12", "llama", 12, 8, 1)):
+        model = sized(size, Machine("cpu", "bfloat16"), meta=True)
+        fixed, each, shares = model.flops(0, 0), model.flops(1, 0) - model.flops(0, 0), []
+        for together in (1, ranks):
+            plan, longest, cost = Plan(sources, [k[0] for k in KINDS.values()], n, together=together), {}, []
+            for _, visit, k in itertools.islice(plan.batches(), 1000 * ranks * accumulate):
+                if visit[0] not in longest:
+                    lengths = sources[visit[1]].lengths
+                    longest[visit[0]] = lengths[plan.cut(visit, lengths)].max(1)            # (micro-batches,)
+                cost.append(fixed + each * -(-longest[visit[0]][k] // 8) * 8)
+            cost = np.reshape(cost, (1000, accumulate, ranks)).sum(1)                       # (updates, ranks)
+            shares.append(round(cost.mean() / cost.max(1).mean(), 3))
+        result[name] = f"{shares[0]}, together {shares[1]}"
+    return result
+
+
 # --- inference --------------------------------------------------------------------------------------------------------
 
 def generation(machine):
@@ -561,7 +586,7 @@ def kmeans_huge(machine):
 
 
 PARTS = {"reading": reading, "text": text, "audio": audio, "step": step, "step_llama": step_llama, "training": training, "training_small": training_small, "training_llama": training_llama,
-         "scaling": scaling, "memory": memory, "schedule": schedule, "generation": generation, "evaluation": evaluation, "kmeans": kmeans_memory,
+         "scaling": scaling, "waiting": waiting, "memory": memory, "schedule": schedule, "generation": generation, "evaluation": evaluation, "kmeans": kmeans_memory,
          "kmeans_large": kmeans_large, "kmeans_huge": kmeans_huge}
 
 

@@ -92,8 +92,8 @@ class Plan:
     shards, and each reader needs only its own lanes' shards. Every micro-batch holds exactly `batch` samples of one source:
     the last of a visit is filled up with samples of the same shard.
 
-    `together` micro-batches follow one another from one visit and are of like length: processes that train on them side by side need not wait
-    for the one with the longest.
+    `together` micro-batches follow one another from one visit and are of like length: so many processes, side by side, need not wait for the
+    one with the longest, but each of them reads the shards of all lanes.
     """
 
     def __init__(self, sources, weights, batch, seed=0, lanes=8, together=1):

@@ -72,6 +72,11 @@ def add_noise(z, variance, generator=None):
 
 # --- k-means --------------------------------------------------------------------------------------------------------------
 
+def _squares(x):
+    """(N, D) -> (N,): squared lengths, without a second x in memory."""
+    return torch.cat([rows.square().sum(1) for rows in _chunks(x, x.shape[1])])
+
+
 def _assign(x, centers, labels):
     """Each row's closest center (N,), where `labels` was a guess, and its squared distance less the row's own square (N,)."""
     square, labels, low = centers.square().sum(1), labels.clone(), x.new_empty(len(x))
@@ -97,7 +102,7 @@ def _plusplus(x, k, generator):
     but distances only shrink, so taking a candidate with probability (distance now) / (distance when drawn) leaves exactly
     the distribution of now.
     """
-    square, trials = x.square().sum(1), 2 + int(math.log(k))
+    square, trials = _squares(x), 2 + int(math.log(k))
     longest = max(1, max(2 ** 24, x.numel() // 16) // (trials * len(x)))    # choices that a pool may serve: a table of 64 MB or x's sixteenth
     table, trial = x.new_empty(longest * trials, len(x)), x.new_empty(trials, len(x))
 
@@ -164,7 +169,7 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
         labels, size = closest, closest.bincount(minlength=k)
         empty = (size == 0).nonzero()[:, 0]
         if len(empty):
-            distance, far = (low + x.square().sum(1)).topk(len(empty))
+            distance, far = (low + _squares(x)).topk(len(empty))
             labels[far[distance > 0]] = empty[distance > 0]             # a row on its center would start nothing new
             size = labels.bincount(minlength=k)
         # sums by cluster; index_add_ would do, but on CUDA it adds in any order

@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
@@ -64,7 +65,7 @@ class TrainConfig(MATSConfig):
     compile: bool = False
     workers: int = 2                                # reading processes per rank
     lanes: int = 8                                  # shards under way at once (data.Plan)
-    together: int = 1                               # micro-batches of like length in a row; as many as processes: none waits for another
+    together: int = 1                               # micro-batches of like length in a row; as many as processes: none waits, each reads all lanes
     strict: bool = False                            # stop at a broken sample instead of leaving it out
     patience: int = 10                              # updates in a row that may be skipped for a gradient that is not finite
     timeout: float = 30.0                           # minutes without a finished update after which the run ends
@@ -75,7 +76,7 @@ class TrainConfig(MATSConfig):
     fresh: bool = False                             # start over, replacing the run in `out`
 
 
-# what may differ when a run goes on: nothing that changes its batches, its noise or its schedule
+# what may differ when a run goes on: nothing that changes its batches or its schedule, nor its noise on the same kind of device
 FREE = {"build", "skip_missing", "patience", "timeout", "device", "compile", "workers", "log_every", "val_every", "save_every", "fresh", "strict", "out", "val"}
 
 
@@ -87,42 +88,76 @@ def lr_at(step, c):
     return c.lr * ((1 - t) if c.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * t)))
 
 
-class Watch(threading.Thread):
+class Watch:
     """Ends a process that finishes no update for `minutes`, and says which rank is behind.
 
-    Whatever stops one rank (a disk that does not answer, a GPU that is gone) leaves all others waiting for it in silence. Here each
-    tells the others every few seconds, through a TCPStore, that it lives and which update it has finished.
+    Whatever stops one rank (a disk that does not answer, a GPU that is gone) leaves all others waiting for it in silence. Here each tells
+    the others every few seconds, through a TCPStore, that it lives and which update it has finished (on a GPU: handed over; the host runs at
+    most `log_every` ahead). A process that is itself stopped, as by a batch system, does not count the time.
     """
 
     def __init__(self, minutes, out, rank, ranks):
-        super().__init__(daemon=True)
-        self.minutes, self.out, self.rank, self.ranks, self.step, self.over = minutes, out, rank, ranks, 0, threading.Event()
-        if ranks > 1:
-            self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-            self.store.set(f"watch {rank}", "0 0")
+        self.minutes, self.out, self.rank, self.ranks, self.pause = minutes, out, rank, ranks, min(5, 6 * minutes)
+        self.step = self.tick = 0
+        self.heard = [("0", 0)] * ranks                 # of each rank: what it said last, and at which of our ticks that was new
+        self.over, self.threads = threading.Event(), []
 
-    def done(self, step):
-        self.step, self.since = step, time.monotonic()
+    def start(self, step):
+        self.step = step
+        # talking in a thread of its own: a store whose host is gone may never answer
+        self.threads = [threading.Thread(target=f, daemon=True) for f in ([self.watch, self.talk] if self.ranks > 1 else [self.watch])]
+        for thread in self.threads:
+            thread.start()
 
-    def run(self):
-        pause, heard = min(5, 6 * self.minutes), {}         # rank -> (what it said last, when that was new)
-        while not self.over.wait(pause):
-            now = time.monotonic()
-            if self.ranks > 1:
-                self.store.set(f"watch {self.rank}", f"{self.step} {now}")
-                for r, said in enumerate(self.store.multi_get([f"watch {r}" for r in range(self.ranks)])):
-                    if said != heard.get(r, [None])[0]:
-                        heard[r] = said, now
-            if now - self.since > 60 * self.minutes:
-                each = "".join(f"; rank {r} finished update {int(said.split()[0]):,}" + " and no longer answers" * (now - at > 3 * pause)
-                               for r, (said, at) in heard.items())
-                print(f"train.py: no update has been finished for {self.minutes:g} minutes{each}. {self.out}/state.pt holds the last saved state, "
-                      f"and the same command goes on from it; --timeout=MINUTES waits longer", file=sys.stderr, flush=True)
-                os._exit(1)
+    def close(self):
+        self.over.set()
+        for thread in self.threads:
+            thread.join(5)
+
+    def talk(self):
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        while not self.over.wait(self.pause):
+            store.set(f"watch {self.rank}", f"{self.step} {self.tick}")
+            for r, said in enumerate(store.multi_get([f"watch {r}" for r in range(self.ranks)])):
+                if said != self.heard[r][0]:
+                    self.heard[r] = said, self.tick
+
+    def watch(self):
+        at, since = self.step, 0
+        while not self.over.wait(self.pause):
+            self.tick += 1
+            if self.step != at:
+                at, since = self.step, self.tick
+            if (self.tick - since) * self.pause > 60 * self.minutes:
+                each = "".join(f"; rank {r} finished update {int(said.split()[0]):,}" + " and no longer answers" * (r != self.rank and self.tick - new > 3)
+                               for r, (said, new) in enumerate(self.heard) if self.ranks > 1)
+                end(f"no update has been finished for {self.minutes:g} minutes{each}. {self.out}/state.pt holds the last saved state, and the same "
+                    f"command goes on from it; --timeout=MINUTES waits longer")
+
+
+def end(message):
+    """Says why and ends this process at once: one of several cannot leave in good order while the others wait for it."""
+    print(f"train.py: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def explained(e):
+    """What to do about an exception, where that is known."""
+    if isinstance(e, (DataError, SystemExit)):
+        return str(e)
+    if "DataLoader worker (pid" in str(e):
+        return ("a reading process died, usually because the machine ran out of memory: lower --workers or --lanes; the same command goes on from the "
+                f"last saved state. {e}")
+    if isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+        return f"out of memory: lower --micro_batch (batch_size, and so the result, stays the same), or --llm_dtype=bfloat16. {e}"
 
 
 def main(argv):
     c = config.load(TrainConfig, argv)
+    if c.timeout <= 0:
+        sys.exit(f"timeout={c.timeout:g}: expected minutes, more than 0")
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device(c.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
@@ -134,17 +169,14 @@ def main(argv):
     watch = Watch(c.timeout, c.out, rank, ranks)
     try:
         train(c, device, rank, ranks, watch)
-    except DataError as e:
-        sys.exit(f"train.py: {e}")
-    except RuntimeError as e:
-        if "DataLoader worker" in str(e):
-            sys.exit(f"train.py: a reading process died, usually because the machine ran out of memory: lower --workers or --lanes; the same command goes "
-                     f"on from the last saved state. {e}")
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+    except (Exception, SystemExit) as e:
+        if ranks > 1:
+            end(explained(e) or traceback.format_exc())
+        if isinstance(e, SystemExit) or not explained(e):
             raise
-        sys.exit(f"train.py: out of memory: lower --micro_batch (batch_size, and so the result, stays the same), or --llm_dtype=bfloat16. {e}")
+        sys.exit(f"train.py: {explained(e)}")
     finally:
-        watch.over.set()
+        watch.close()
 
 
 def train(c, device, rank, ranks, watch):
@@ -179,10 +211,11 @@ def train(c, device, rank, ranks, watch):
     if (out / "state.pt").exists() and not c.fresh:
         state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
         start = state["step"]
-        changed = [k for k in identity if identity[k] != state["identity"].get(k)]
+        before = asdict(TrainConfig()) | state["identity"]              # a field that the run was begun without has its default
+        changed = [k for k in identity if identity[k] != before[k]]
         if changed:
             sys.exit(f"{out} holds a run with another {', '.join(changed)} (for instance {changed[0]}="
-                     f"{state['identity'].get(changed[0])!r}); choose another --out, or --fresh to replace it")
+                     f"{before[changed[0]]!r}); choose another --out, or --fresh to replace it")
         if start == c.steps and (out / "model" / "step.json").exists() and json.loads((out / "model" / "step.json").read_text()) == start:
             say(f"{out} is trained ({c.steps:,} steps); next: python eval.py")
             return
@@ -312,8 +345,7 @@ def train(c, device, rank, ranks, watch):
     bar = tqdm(total=c.steps, initial=start, unit=" steps", disable=not master, mininterval=0.5, dynamic_ncols=True)
     zero = lambda: torch.zeros(4, device=device)            # sums since the last line: loss, updates, skipped; and skipped in a row
     since, seen, padded, answers, broken, skipped, sums = time.time(), 0, 0, 0, 0, 0, zero()
-    watch.done(start)
-    watch.start()
+    watch.start(start)
     for step in range(start, c.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, c)
@@ -371,7 +403,7 @@ def train(c, device, rank, ranks, watch):
         if (done % c.save_every == 0 or done == c.steps) and master:
             save(done)
         since += time.time() - paused
-        watch.done(done)
+        watch.step = done
     bar.close()
     if start == c.steps and master:                         # killed after its last state was saved, and before its model was
         save(start)

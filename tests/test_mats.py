@@ -1,9 +1,11 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from peft import PeftModel
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
@@ -66,10 +68,34 @@ def test_paper_sizes():
 
 # --- the loss ---
 
+def gradients(model, net, batch):
+    """The loss of a batch through `net`, with the marks that train.py sets, and all gradients."""
+    model.zero_grad()
+    z, ids, answer = (t.clone() for t in batch)
+    torch._dynamo.mark_dynamic(ids, 1)
+    torch._dynamo.mark_dynamic(answer, 0)
+    loss = net(z, ids, answer)
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.trainable().items()}
+
+
+def same(got, want):
+    torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=0)
+    for name, g in got[1].items():
+        torch.testing.assert_close(g, want[1][name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def lengths(model):
+    """Three batches of other numbers of positions and of answer tokens."""
+    z, ids, answer = batch_of(model)
+    T = ids.shape[1]
+    return [(z, F.pad(ids, (0, more)), answer[:n] // T * (T + more) + answer[:n] % T) for more, n in ((0, 30), (8, 17), (24, 41))]
+
+
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
     """Against transformers' own loss over labels that are -100 off the answers; and the same gradients."""
-    model = build(tokenizer, make).eval()
+    model = build(tokenizer, make, lora_dropout=0.0).eval()
     z, ids, answer = batch_of(model)
     x = model.inputs(z, ids)
     words = torch.full_like(ids, -100)
@@ -79,7 +105,7 @@ def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
     plain.backward()
     gradients = {n: p.grad.clone() for n, p in model.trainable().items()}
     model.zero_grad()
-    loss = model(z, ids, answer)
+    loss = model.train()(z, ids, answer)                                    # with training's own attention
     loss.backward()
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
     for name, p in model.trainable().items():
@@ -117,13 +143,13 @@ def test_padding_changes_nothing(tokenizer):
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
     """On fake tensors, which have shapes and no values: whatever would make the host wait for a GPU's numbers raises. No GPU needed."""
-    model, masks = build(tokenizer, make, llm_dtype="bfloat16").train(), []
+    model, seen = build(tokenizer, make, llm_dtype="bfloat16").train(), []
     batch = batch_of(model)
 
     class Ops(TorchDispatchMode):
         def __torch_dispatch__(self, f, types, args=(), kwargs=None):
             if "attention" in str(f) and "backward" not in str(f):
-                masks.append((kwargs or {}).get("attn_mask"))
+                seen.append((args[4:5] == (True,), (kwargs or {}).get("attn_mask")))   # is it causal, and its mask
             return f(*args, **kwargs or {})
     with FakeTensorMode() as mode, Ops():
         z, ids, answer = map(mode.from_tensor, batch)
@@ -134,34 +160,43 @@ def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
         with pytest.raises(DataDependentOutputException):
             bool(loss > 0)                                                  # what waiting looks like
     assert all(p.grad.shape == p.shape for p in model.trainable().values())
-    assert masks == [None] * (2 + SMALL["layers"])                          # the LLM's two layers and the mapper's
+    assert seen == [(False, None)] * SMALL["layers"] + [(True, None)] * 2   # the mapper's layers and the LLM's two
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_compiled_it_is_one_graph_for_all_lengths_and_the_same_numbers(tokenizer, make):
     """Dynamo and autograd's tracing as train.py --compile has them; the last stage, inductor's, is left out, since it takes minutes on a CPU."""
     model = build(tokenizer, make, lora_dropout=0.0).train()
-    z, ids, answer = batch_of(model)
-    batches = [(z, F.pad(ids, (0, more)), answer[:n] // ids.shape[1] * (ids.shape[1] + more) + answer[:n] % ids.shape[1])
-               for more, n in ((0, 30), (8, 17), (24, 41))]
-
-    def gradients(batch):
-        model.zero_grad()
-        loss = model(*batch)
-        loss.backward()
-        return loss.detach(), {n: p.grad.clone() for n, p in model.trainable().items()}
-    plain = [gradients(b) for b in batches]
+    batches = lengths(model)
+    plain = [gradients(model, model, b) for b in batches]
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.compile(backend="aot_eager", fullgraph=True)
-    for batch, (loss, want) in zip(batches, plain):
-        torch._dynamo.mark_dynamic(batch[1], 1)
-        torch._dynamo.mark_dynamic(batch[2], 0)
-        got, gradient = gradients(batch)
-        torch.testing.assert_close(got, loss, rtol=1e-6, atol=0)
-        for name, g in gradient.items():
-            torch.testing.assert_close(g, want[name], rtol=1e-4, atol=1e-7, msg=name)
+    for batch, want in zip(batches, plain):
+        same(gradients(model, model, batch), want)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_in_many_parts_by_ddp_it_is_the_same(tokenizer, tmp_path, monkeypatch):
+    """DistributedDataParallel has the graph cut at its gradient buckets; here they are small, and so many."""
+    model = build(tokenizer, lora_dropout=0.0).train()
+    batches = lengths(model)
+    plain, parts = [gradients(model, model, b) for b in batches], []
+
+    def backend(graph, inputs):
+        parts.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+    torch._dynamo.reset()
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 20_000)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model.compile(backend=backend)
+        ddp = DistributedDataParallel(model, bucket_cap_mb=0.02, gradient_as_bucket_view=True, broadcast_buffers=False)
+        for batch, want in zip(batches, plain):
+            same(gradients(model, ddp, batch), want)
+        assert len(parts) >= 3
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("size", ["gpt2", "llama"])

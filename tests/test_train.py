@@ -255,22 +255,29 @@ def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_pat
 
 
 def test_a_rank_that_hangs_is_named(world, tmp_path):
-    """The other does not wait for it for ever, and says what to do."""
+    """The other does not wait for it for ever, and says what to do; also where the one that hangs hosts what they talk through."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    argv = arguments(world, tmp_path, steps=100_000, timeout=0.1, val="")
+    argv = arguments(world, tmp_path, steps=100_000, timeout=0.12, val="")
     ranks = [Run(argv, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
     try:
-        ranks[0].until((tmp_path / "state.pt").exists)
-        ranks[1].send_signal(signal.SIGSTOP)
-        assert ranks[0].wait(60) == 1
+        ranks[0].until((tmp_path / "model" / "step.json").exists)
+        time.sleep(2)                                       # by now each has told the other
+        ranks[0].send_signal(signal.SIGSTOP)
+        assert ranks[1].wait(60) == 1
     finally:
         for r in ranks:
             r.kill()
-    assert re.search(r"no update has been finished for 0.1 minutes; rank 0 finished update (\d+); rank 1 finished update \d+ and no longer answers.*"
-                     r"same command goes on", ranks[0].printed())
+    assert re.search(r"no update has been finished for 0.12 minutes; rank 0 finished update \d+ and no longer answers; rank 1 finished update \d+\."
+                     r".*same command goes on", ranks[1].printed())
     assert all(torch.isfinite(t).all() for t in weights(tmp_path)[1].values())
+
+
+def test_one_of_several_that_fails_ends_at_once(world, tmp_path):
+    run = Run(arguments(world, tmp_path, steps=100_000, val="", lr=1e30, patience=3, log_every=5), processes=2)
+    assert run.wait(90) == 1
+    assert "updates before step" in run.printed() and "were skipped" in run.printed()
 
 
 def test_a_reader_that_dies_is_named(world, tmp_path):
