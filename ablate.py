@@ -20,7 +20,7 @@ import torch
 from data import find_sources, read_source
 from paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
-from scoring import BENCHMARKS, compared, score
+from scoring.tasks import BENCHMARKS, compared, score
 from writer import DataError, write_atomic
 
 TABLE4 = {  # the paper's row: our bridge

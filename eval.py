@@ -38,7 +38,7 @@ from llm import Endpoint
 from mats import MATS
 from metrics import Spice, SpiceMissing
 from santa import BRIDGES, RELEASED_NORM, bridge
-from scoring import BENCHMARKS, Context, captions, chance, compared, items, score
+from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, items, score
 from writer import DataError, sha256, write_atomic
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares

@@ -11,8 +11,8 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-import scoring
-from scoring import BENCHMARKS, Context, Score, chance, items, score, share
+from scoring import tasks as scoring
+from scoring.tasks import BENCHMARKS, Context, Score, chance, items, score, share
 from writer import DataError
 
 LABELS = ["dog", "cat", "rain", "church bell"]
