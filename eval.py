@@ -36,7 +36,7 @@ from clap import load_audio, load_clap
 from data import Source, read_source
 from llm import Endpoint
 from mats import MATS
-from metrics import Spice, SpiceMissing
+from scoring.captions import Spice, SpiceMissing
 from santa import BRIDGES, RELEASED_NORM, bridge
 from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, items, score
 from writer import DataError, sha256, write_atomic
@@ -406,7 +406,7 @@ def notes(e):
 
 
 def find_spice(e, required):
-    """metrics.Spice where a benchmark wants it, or why there is none. Raises SpiceMissing where it is required."""
+    """scoring.captions.Spice where a benchmark wants it, or why there is none. Raises SpiceMissing where it is required."""
     if not any(BENCHMARKS[b].metrics is captions for b in e.names) and not required:
         return None
     try:

@@ -17,7 +17,7 @@ import torch
 from torchmetrics.functional.classification import binary_average_precision, multilabel_average_precision
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-from metrics import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
+from scoring.captions import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
 from writer import DataError
 
 DRAWS, SLOW_DRAWS = 1000, 100               # bootstrap resamples; of metrics that are no function of a sum
@@ -105,7 +105,7 @@ class Context:
     encoders: dict = field(default_factory=dict)            # text matching: name -> (list of str -> (n, D) unit rows); the first is the headline
     template: str = "sound of {}"                           # text matching: what is encoded for a label
     scores: torch.Tensor = None                             # (n, C) similarities in place of text matching: CLAP's zero-shot
-    spice: object = None                                    # metrics.Spice, or a string: why there is none
+    spice: object = None                                    # scoring.captions.Spice, or a string: why there is none
     verdicts: dict = field(default_factory=dict)            # (id, question) -> the judge's score of the answer
 
 

@@ -17,8 +17,8 @@ import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 from torchmetrics.functional.text import bleu_score
 
-import metrics as module
-from metrics import CiderD, Spice, SpiceMissing, Spider, bleu, bleu_counts, cider_d, ptb_tokenize, rouge_l
+from scoring import captions as module
+from scoring.captions import CiderD, Spice, SpiceMissing, Spider, bleu, bleu_counts, cider_d, ptb_tokenize, rouge_l
 
 # copied from shared/vectors (see its README): a text and below it the tokens that coco-caption keeps
 PTB = r"""
