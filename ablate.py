@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from data import find_sources, read_source
-from paper import ABLATED_IN, ABLATIONS, CHOSEN
+from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
 from scoring.tasks import BENCHMARKS, compared, score
 from writer import DataError, write_atomic

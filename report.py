@@ -26,7 +26,7 @@ from random import Random
 
 import numpy as np
 
-from paper import MARKS, MATS, TABLES, TEXT_ONLY
+from scoring.paper import MARKS, MATS, TABLES, TEXT_ONLY
 from santa import BRIDGES
 
 COLUMNS = {"text": "given the true text's vector instead of the audio's, the ceiling", **BRIDGES}

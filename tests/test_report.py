@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-import paper
+from scoring import paper
 import report
 
 COLUMNS = ("text", "none", "santa")
