@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import judge
-import report
+from scoring import report
 from clap import load_audio, load_clap
 from data import Source, read_source
 from llm import Endpoint

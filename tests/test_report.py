@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scoring import paper
-import report
+from scoring import report
 
 COLUMNS = ("text", "none", "santa")
 TITLES = {"esc50": "ESC-50", "audiocaps": "AudioCaps", "musiccaps": "MusicCaps", "clothoaqa": "ClothoAQA",
