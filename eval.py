@@ -34,7 +34,7 @@ import judge
 from scoring import report
 from clap import load_audio, load_clap
 from data import Source, read_source
-from llm import Endpoint
+from scoring.llm import Endpoint
 from mats import MATS
 from scoring.captions import Spice, SpiceMissing
 from santa import BRIDGES, RELEASED_NORM, bridge

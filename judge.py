@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
+from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
 from writer import DataError
 
 JUDGE = "gpt-4-0125-preview"                        # AIR-Bench's

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))          # so that it also
 
 from tqdm import tqdm
 
-from llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
+from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
 from writer import DataError
 
 PER_CALL = 20                       # descriptions asked for in one request

@@ -15,7 +15,7 @@ import pytest
 from servers import KEY
 
 import shards.describe as module
-from llm import Endpoint, LLMError, Local, Unanswered
+from scoring.llm import Endpoint, LLMError, Local, Unanswered
 from shards.describe import EXAMPLES, PER_CALL, clean, describe, estimate, fault, main, prompt, read, words
 from writer import DataError
 

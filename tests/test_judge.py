@@ -16,7 +16,7 @@ from servers import KEY
 
 import judge as module
 from judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
-from llm import Endpoint, LLMError, Local
+from scoring.llm import Endpoint, LLMError, Local
 from writer import DataError
 
 

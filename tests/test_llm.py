@@ -7,7 +7,7 @@ import pytest
 from conftest import gpt2
 from servers import KEY
 
-from llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines
+from scoring.llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines
 from writer import DataError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is heard?"}]
