@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-import judge
+from scoring import judge
 from scoring import report
 from clap import load_audio, load_clap
 from data import Source, read_source
@@ -458,7 +458,7 @@ def arguments():
     parser.add_argument("--decoding", default="greedy", help=f"{', '.join(DECODING)}, or keywords of generate: '{{\"num_beams\": 8}}'")
     parser.add_argument("--match", default="clap", help="text-matching encoders, comma-separated: clap, a model of transformers, https://ENDPOINT#MODEL")
     parser.add_argument("--label-template", default="sound of {}", help="what text matching encodes for a label")
-    parser.add_argument("--judge", metavar="NAME", help="whose verdicts on AIR-Bench Chat count, where several have judged (judge.py)")
+    parser.add_argument("--judge", metavar="NAME", help="whose verdicts on AIR-Bench Chat count, where several have judged (scoring/judge.py)")
     parser.add_argument("--require", choices=("spice",), help="stop at once where SPICE cannot run, instead of leaving it out")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--score", action="store_true", help="only score the stored predictions again")

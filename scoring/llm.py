@@ -5,7 +5,7 @@
     with growing(path, parse, "verdict") as (found, append): ...            # a file that keeps every answer through a kill
     Endpoint(url, "text-embedding-3-small", key).embed(["a dog barks"])     # vectors of texts
 
-shards/describe.py has descriptions written, judge.py has answers judged. No client library: what is needed of HTTP is a page.
+shards/describe.py has descriptions written, judge.py beside it has answers judged. No client library: what is needed of HTTP is a page.
 """
 import fcntl
 import json

@@ -254,10 +254,10 @@ def multiple_choice(rows, context):
 
 
 def judged(rows, context):
-    """AIR-Bench Chat: the judge's mean score, 1 to 10 (judge.py). Items without a verdict do not count."""
+    """AIR-Bench Chat: the judge's mean score, 1 to 10 (scoring/judge.py). Items without a verdict do not count."""
     scores = [context.verdicts.get((r["id"], r["instruction"])) for r in rows]
     if not any(s is not None for s in scores):
-        return {"GPT4": "no verdicts: python judge.py on the stored predictions, then eval.py --score"}
+        return {"GPT4": "no verdicts: python -m scoring.judge on the stored predictions, then eval.py --score"}
     return {"GPT4": share([s or 0.0 for s in scores], [float(s is not None) for s in scores])}
 
 

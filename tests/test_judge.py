@@ -14,8 +14,8 @@ import pytest
 import torch
 from servers import KEY
 
-import judge as module
-from judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
+from scoring import judge as module
+from scoring.judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
 from scoring.llm import Endpoint, LLMError, Local
 from writer import DataError
 
@@ -186,7 +186,7 @@ def test_two_judges_are_kept_apart(tmp_path):
     with pytest.raises(DataError, match="several judges; choose one: harsh, mild"):
         verdicts(path, rows)
     assert verdicts(path, rows, "harsh")[0].tolist() == [5] and verdicts(path, rows, "mild")[0].tolist() == [7]
-    with pytest.raises(DataError, match="no verdicts by kind; first: python judge.py"):
+    with pytest.raises(DataError, match="no verdicts by kind; first: python -m scoring.judge"):
         verdicts(path, rows, "kind")
     with pytest.raises(DataError, match="no verdicts; first"):
         verdicts(tmp_path / "none.jsonl", rows)
@@ -335,7 +335,7 @@ def test_the_command_estimates_judges_and_sums_up_each_file(command, server, tmp
     assert KEY not in out + "".join(p.read_text() for p in tmp_path.iterdir()) and (tmp_path / "music.x1.verdicts.jsonl").exists()
     code, out = command("sound.jsonl", "sound.jsonl", "sound.verdicts.jsonl")       # needs no --yes; as a pattern brings them
     assert code is None and out.count("model 2.000") == 1 and "about" not in out and len(server.requests) == 8
-    assert command("sound.verdicts.jsonl")[0] == "judge.py: no file of predictions among these"
+    assert command("sound.verdicts.jsonl")[0] == "scoring.judge: no file of predictions among these"
 
 
 def test_the_command_asks_before_it_starts(command, server, monkeypatch):
@@ -361,7 +361,7 @@ def test_the_command_fails_where_verdicts_lack(command, server, monkeypatch):
     monkeypatch.setattr(module, "Endpoint", lambda *args: Endpoint(*args, tries=2, backoff=0.01))
     server.script = [(503, {}, "")] * 2
     code, out = command("sound.jsonl", "--yes", "--workers", "1")
-    assert code == "judge.py: 1 verdicts lack; the same command asks for them again"
+    assert code == "scoring.judge: 1 verdicts lack; the same command asks for them again"
     assert "no verdict: -air.0, reference first: " in out and "0 unparsable, 1 lacking" in out
     server.script = [(401, {}, f"who is {KEY}?")]
     code, out = command("sound.jsonl", "--yes")

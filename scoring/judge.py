@@ -1,8 +1,8 @@
 """AIR-Bench Chat's judge: a language model scores MATS's answers beside the reference answers, from 1 to 10 (section 4, Table 3).
 
-    python judge.py out/mats_gpt2/eval/santa/airbench_*.jsonl                             gpt-4-0125-preview, AIR-Bench's own
-    python judge.py FILE.jsonl --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B
-    python judge.py FILE.jsonl --local Qwen/Qwen3-8B --workers 16 --max-tokens 2000       room for one that thinks first
+    python -m scoring.judge out/mats_gpt2/eval/santa/airbench_*.jsonl                             gpt-4-0125-preview, AIR-Bench's own
+    python -m scoring.judge FILE.jsonl --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B
+    python -m scoring.judge FILE.jsonl --local Qwen/Qwen3-8B --workers 16 --max-tokens 2000       room for one that thinks first
 
 FILE.jsonl holds predictions as eval.py writes them: id, instruction (the question), answer (the reference), meta_info (what the audio
 contains), prediction. The judge cannot hear. It reads meta_info, the question and both answers, twice, with the places of the answers
@@ -151,7 +151,7 @@ def table(path, rows, judge=None):
     if judge is None and len(names) > 1:
         raise DataError(f"{path} holds verdicts of several judges; choose one: {', '.join(names)}")
     if not os.path.exists(path) or judge not in (None, *names):
-        raise DataError(f"{path}: no verdicts{f' by {judge}' if judge else ''}; first: python judge.py FILE.jsonl")
+        raise DataError(f"{path}: no verdicts{f' by {judge}' if judge else ''}; first: python -m scoring.judge FILE.jsonl")
     judge = judge or (names[0] if names else None)         # a run may have been killed before its first verdict
     asked, scores = tally(found, judge)
     keys = [[(digest(row), order) for order in ORDERS] for row in rows]
@@ -255,9 +255,9 @@ def main(argv=None):
     try:
         sys.exit(run(args))
     except KeyboardInterrupt:
-        sys.exit("judge.py: stopped; the same command goes on from here")
+        sys.exit("scoring.judge: stopped; the same command goes on from here")
     except (DataError, OSError) as e:
-        sys.exit(f"judge.py: {e}")
+        sys.exit(f"scoring.judge: {e}")
 
 
 def run(args):
@@ -274,13 +274,13 @@ def run(args):
         for row, order in [(row, order) for (_, order), (row, n) in pairs.items() if n >= TRIES]:
             print(f"unparsable: {row['id']}, {order}: in none of {TRIES} replies; to have it asked again, delete them")
     if not files:
-        return "judge.py: no file of predictions among these"
+        return "scoring.judge: no file of predictions among these"
     failed = 0
     if left:
         tokens = sum(len(m["content"]) for row, order in left for m in prompt(row, order)) // 4
         print(f"about {len(left):,} requests, {tokens:,} tokens in, {4 * len(left):,} out, and some more for replies that cannot be read")
         if refused := go_ahead(args.yes):
-            return f"judge.py: {refused}"
+            return f"scoring.judge: {refused}"
         if args.local:
             ask = Local(args.local, 0, args.max_tokens)
         else:
@@ -303,7 +303,7 @@ def run(args):
         s = summary(verdicts_path(file), rows, name)
         print(f"{file}: model {s['model']:.3f}, reference {s['reference']:.3f} on {s['n']:,} of {s['items']:,}; of {2 * s['items']:,} "
               f"verdicts {s['unparsable']:,} unparsable, {s['unasked']:,} lacking; judge {s['judge']}")
-    return f"judge.py: {failed:,} verdicts lack; the same command asks for them again" if failed else None
+    return f"scoring.judge: {failed:,} verdicts lack; the same command asks for them again" if failed else None
 
 
 if __name__ == "__main__":
