@@ -255,9 +255,9 @@ def main(argv=None):
     try:
         sys.exit(run(args))
     except KeyboardInterrupt:
-        sys.exit("scoring.judge: stopped; the same command goes on from here")
+        sys.exit("judge.py: stopped; the same command goes on from here")
     except (DataError, OSError) as e:
-        sys.exit(f"scoring.judge: {e}")
+        sys.exit(f"judge.py: {e}")
 
 
 def run(args):
@@ -274,13 +274,13 @@ def run(args):
         for row, order in [(row, order) for (_, order), (row, n) in pairs.items() if n >= TRIES]:
             print(f"unparsable: {row['id']}, {order}: in none of {TRIES} replies; to have it asked again, delete them")
     if not files:
-        return "scoring.judge: no file of predictions among these"
+        return "judge.py: no file of predictions among these"
     failed = 0
     if left:
         tokens = sum(len(m["content"]) for row, order in left for m in prompt(row, order)) // 4
         print(f"about {len(left):,} requests, {tokens:,} tokens in, {4 * len(left):,} out, and some more for replies that cannot be read")
         if refused := go_ahead(args.yes):
-            return f"scoring.judge: {refused}"
+            return f"judge.py: {refused}"
         if args.local:
             ask = Local(args.local, 0, args.max_tokens)
         else:
@@ -303,7 +303,7 @@ def run(args):
         s = summary(verdicts_path(file), rows, name)
         print(f"{file}: model {s['model']:.3f}, reference {s['reference']:.3f} on {s['n']:,} of {s['items']:,}; of {2 * s['items']:,} "
               f"verdicts {s['unparsable']:,} unparsable, {s['unasked']:,} lacking; judge {s['judge']}")
-    return f"scoring.judge: {failed:,} verdicts lack; the same command asks for them again" if failed else None
+    return f"judge.py: {failed:,} verdicts lack; the same command asks for them again" if failed else None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from scoring.llm import Endpoint, LLMError, Local
 from writer import DataError
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def item(i, **kwargs):
     return {"id": f"-air.{i}", "instruction": f"What is heard in clip {i}?", "answer": f"The reference {i}.", "category": "sound_QA",
             "meta_info": f"{{'sound': 'dog {i}', 'said': \"it's\"}}", "prediction": f"The model {i}.", "tag": "", **kwargs}
@@ -395,5 +398,5 @@ def test_the_command_with_a_local_model(command, random_llms, monkeypatch):
 
 
 def test_the_script_runs(tmp_path):
-    out = subprocess.run([sys.executable, module.__file__, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 0 and "--max-tokens" in out.stdout, out.stderr

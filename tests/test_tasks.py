@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-from scoring import tasks as scoring
+from scoring import tasks
 from scoring.tasks import BENCHMARKS, Context, Score, chance, items, score, share
 from writer import DataError
 
@@ -133,7 +133,7 @@ def test_clothoaqa_by_hand():
 
 def test_multiple_choice_is_mmaus_rule(shared):
     cases = json.loads((shared / "vectors" / "mmau_string_match.json").read_text())["cases"]
-    right = [scoring.chosen(row(c["prediction"], c["answer"], choices=c["choices"])) for c in cases]
+    right = [tasks.chosen(row(c["prediction"], c["answer"], choices=c["choices"])) for c in cases]
     assert right == [c["correct"] for c in cases] and len(cases) > 10
 
 
@@ -145,7 +145,7 @@ def test_multiple_choice_by_kind():
 
 def test_judged():
     rows = [row("a", "b") | {"id": i} for i in range(3)]
-    assert "judge.py" in score("airbench_sound", rows, Context())["GPT4"]["why"]
+    assert "scoring.judge" in score("airbench_sound", rows, Context())["GPT4"]["why"]
     assert value("airbench_sound", rows, verdicts={(0, "?"): 8.0, (2, "?"): 5.0}) == 6.5
 
 
@@ -200,7 +200,7 @@ def test_the_label_itself_is_right(shared):
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_any_prediction_is_scored(name):
-    answer = {"clothoaqa": ["yes", "no", "yes"]}.get(name, "dog" if BENCHMARKS[name].metrics not in (scoring.captions, scoring.music_captions) else ["a dog barks", ""])
+    answer = {"clothoaqa": ["yes", "no", "yes"]}.get(name, "dog" if BENCHMARKS[name].metrics not in (tasks.captions, tasks.music_captions) else ["a dog barks", ""])
     odd = ["", " ", "word " * 1000, "Ein Hund bellt – 犬が吠える", "🐕", "dog; ; ,", "\n", "dog"]
     rows = [row(p, answer, choices=["dog", "cat"]) | {"id": i} for i, p in enumerate(odd)]
     context = Context(LABELS, {"clap": letters}, verdicts={(0, "?"): 1.0})
@@ -223,22 +223,22 @@ def test_paired_tests_of_any_metric():
     from scipy.stats import permutation_test
     rng = np.random.default_rng(0)
     a, b = (share(list(rng.random(80) < p)) for p in (0.7, 0.5))
-    test = scoring.paired(a, b)
+    test = tasks.paired(a, b)
     x, y = (s.items().numpy() for s in (a, b))
     want = permutation_test((x, y), lambda u, v: np.mean(u - v), permutation_type="samples", n_resamples=4000, rng=0).pvalue
     assert test["difference"] == pytest.approx(x.mean() - y.mean()) and test["p"] == pytest.approx(want, abs=0.04)
-    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and scoring.paired(a, a)["p"] == 1
+    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and tasks.paired(a, a)["p"] == 1
     labels = ["dog", "cat", "cow", "hen"]
     truth = [["dog", "cat", "cow"]] * 4 + [["hen"]] * 6
     rows = lambda said: [row(", ".join(p), ", ".join(t), labels=t) | {"id": i} for i, (p, t) in enumerate(zip(said, truth))]
     one = rows([["dog", "cat", "cow"]] * 4 + [["dog"]] * 6)
     two = rows([["hen"]] * 4 + [["hen"]] * 6)
     context = Context(labels, {"clap": letters}, "{}")
-    found = scoring.compared("dcase2017", one, two, context)["micro-F1"]
+    found = tasks.compared("dcase2017", one, two, context)["micro-F1"]
     values = [score("dcase2017", r, context)["micro-F1"]["value"] for r in (one, two)]
     assert found["difference"] == pytest.approx(values[1] - values[0]) and found["n"] == 10
-    assert scoring.compared("events", one, two, context)["mAP"]["p"] <= 1
-    assert "judge.py" in scoring.compared("airbench_sound", one, two, Context())["GPT4"]
+    assert tasks.compared("events", one, two, context)["mAP"]["p"] <= 1
+    assert "scoring.judge" in tasks.compared("airbench_sound", one, two, Context())["GPT4"]
 
 
 def test_a_java_that_fails_costs_only_spice():
@@ -255,7 +255,7 @@ def test_paired_agrees_with_scipy():
     rng = np.random.default_rng(0)
     a = rng.normal(0.5, 0.2, 200)
     b = a + rng.normal(0.02, 0.15, 200)
-    result = scoring.paired_means(a, b)
+    result = tasks.paired_means(a, b)
     t = stats.ttest_rel(a, b)
     exact = stats.permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis), permutation_type="samples", vectorized=True,
                                    n_resamples=20_000, rng=1)
@@ -270,10 +270,10 @@ def test_paired_agrees_with_scipy():
 def test_paired_on_right_and_wrong_is_the_sign_test():
     a, b = np.zeros(5000), np.zeros(5000)
     a[:40], b[40:64] = 1, 1                                                     # a alone right 40 times, b alone 24 times
-    result = scoring.paired_means(a, b, draws=100_000)
+    result = tasks.paired_means(a, b, draws=100_000)
     assert result["difference"] == pytest.approx(16 / 5000)
     assert result["p"] == pytest.approx(stats.binomtest(40, 64).pvalue, abs=0.004)
-    small = scoring.paired_means([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], draws=50_000)    # by hand: 2 of 2 ** 5 sign patterns are as far out
+    small = tasks.paired_means([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], draws=50_000)    # by hand: 2 of 2 ** 5 sign patterns are as far out
     assert small["p"] == pytest.approx(2 / 32, abs=0.005)
 
 
@@ -282,21 +282,21 @@ def test_paired_of_the_same_and_of_swapped_scores():
     for n in (1, 2, 7, 300):
         for scores in (rng.normal(size=(2, n)), rng.integers(0, 2, size=(2, n))):
             a, b = scores
-            assert scoring.paired_means(a, a) == {"difference": 0, "ci95": [0, 0], "p": 1}
-            ab, ba = scoring.paired_means(a, b), scoring.paired_means(b, a)
+            assert tasks.paired_means(a, a) == {"difference": 0, "ci95": [0, 0], "p": 1}
+            ab, ba = tasks.paired_means(a, b), tasks.paired_means(b, a)
             assert ab["difference"] == -ba["difference"] and ab["p"] == ba["p"]
             assert np.allclose(ab["ci95"], np.negative(ba["ci95"])[::-1], atol=0.3 / n ** 0.5)
-            assert ab == scoring.paired_means(a, b) and 0 < ab["p"] <= 1 and ab["ci95"][0] <= ab["ci95"][1]
-    assert scoring.paired_means([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
+            assert ab == tasks.paired_means(a, b) and 0 < ab["p"] <= 1 and ab["ci95"][0] <= ab["ci95"][1]
+    assert tasks.paired_means([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
 
 
 def test_false_alarms_are_as_many_as_p_says():
     rng = np.random.default_rng(0)
-    p = [scoring.paired_means(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]
+    p = [tasks.paired_means(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]
     assert stats.kstest(p, "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("a, b", [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([1, float("nan")], [1, 2])])
 def test_paired_refuses_what_cannot_be_paired(a, b):
     with pytest.raises(ValueError):
-        scoring.paired_means(a, b)
+        tasks.paired_means(a, b)
