@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import find_sources, read_source
+from data import DataError, find_sources, read_source, write_atomic
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
 from santa import Santa, add_noise, bridge, gap
 from scoring.tasks import BENCHMARKS, compared, score
-from writer import DataError, write_atomic
 
 TABLE4 = {  # the paper's row: our bridge
     "MATS": "santa", "Memory-based": "memory", "Noise-based": "none", "w/o K-means": "santa-kmeans", "w/o MB": "santa-mb", "w/o AE": "santa-ae",

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from webdataset.tariterators import tarfile_samples
 
 from clap import encode_file, load_clap
-from data import Source, find_sources, read_shard
-from writer import DataError, command_line, npy_bytes, sha256, write_atomic, write_index
+from data import DataError, find_sources, read_shard, sha256, Source, write_atomic
+from writer import command_line, npy_bytes, write_index
 
 
 def embed(src, dst, clap, name, side="text", progress=True):

@@ -33,13 +33,12 @@ from tqdm import tqdm
 from scoring import judge
 from scoring import report
 from clap import load_audio, load_clap
-from data import Source, read_source
+from data import DataError, read_source, sha256, Source, write_atomic
 from scoring.llm import Endpoint
 from mats import MATS
 from scoring.captions import Spice, SpiceMissing
 from santa import BRIDGES, RELEASED_NORM, bridge
 from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, items, score
-from writer import DataError, sha256, write_atomic
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")     # what a plain run compares
 DECODING = {

@@ -30,10 +30,9 @@ from tqdm import tqdm
 
 import config
 from clap import load_audio, load_clap
-from data import Batches, Plan, collate, find_sources, loader, read_source
+from data import Batches, collate, DataError, find_sources, loader, Plan, read_source, write_atomic
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise
-from writer import DataError, write_atomic
 
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}     # dense bf16 FLOP/s, for MFU
 

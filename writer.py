@@ -12,14 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-FIELDS = ("text", "instruction", "answer", "task", "source", "id")
-TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
+from data import DataError, check, write_atomic
+
 SHARD_BYTES = 128 << 20                                     # a shard with audio ends here: readers hold some shards in memory
-AUDIO = ("flac", "wav", "ogg", "mp3", "au")
-
-
-class DataError(ValueError):
-    """Shards that cannot be used as they are; the message names the file and what to do."""
 
 
 def command_line() -> str:
@@ -134,42 +129,7 @@ def write_index(directory, shards, **info):
     write_atomic(Path(directory) / "index.json", json.dumps(index, indent=1, ensure_ascii=False).encode())
 
 
-def write_atomic(path, data: bytes):
-    """All or nothing: a kill leaves the old file or the new one, never half of it."""
-    part = f"{path}.part"
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def sha256(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def npy_bytes(vector):
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(vector, dtype=np.float16), allow_pickle=False)
     return buffer.getvalue()
-
-
-def check(sample):
-    """Raises DataError, naming the field, unless `sample` fits the schema."""
-    missing = [f for f in FIELDS if f not in sample]
-    if missing:
-        raise DataError(f"sample {sample.get('id', '?')!r} lacks {', '.join(missing)}")
-    answers = sample["answer"] if isinstance(sample["answer"], list) else [sample["answer"]]
-    if not (sample["text"] is None or isinstance(sample["text"], str)) or not isinstance(sample["instruction"], str):
-        raise DataError(f"sample {sample['id']!r}: text and instruction must be strings (text may be null)")
-    if not answers or not all(isinstance(a, str) for a in answers):
-        raise DataError(f"sample {sample['id']!r}: answer must be a string or a list of strings")
-    if sample["task"] not in TASKS:
-        raise DataError(f"sample {sample['id']!r}: task {sample['task']!r} is none of {', '.join(TASKS)}")
-    if sample["task"] == "mcq" and not sample.get("choices"):
-        raise DataError(f"sample {sample['id']!r}: a multiple-choice sample needs its choices")

@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
-from writer import DataError
+from data import DataError
 
 JUDGE = "gpt-4-0125-preview"                        # AIR-Bench's
 ORDERS = ("reference first", "model first")

@@ -22,7 +22,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
-from writer import DataError
+from data import DataError
 
 OPENAI = "https://api.openai.com/v1"
 

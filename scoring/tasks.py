@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import binary_average_precision, mul
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 from scoring.captions import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
-from writer import DataError
+from data import DataError
 
 DRAWS, SLOW_DRAWS = 1000, 100               # bootstrap resamples; of metrics that are no function of a sum
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from shards import datasets as d
 from shards.audiotia import INSTRUCTIONS, one
 from shards.files import DataError, Missing, Root, Sounds, Tally, build, command
-from writer import write_atomic
+from data import write_atomic
 
 
 @dataclass

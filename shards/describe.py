@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))          # so that it also
 from tqdm import tqdm
 
 from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
-from writer import DataError
+from data import DataError
 
 PER_CALL = 20                       # descriptions asked for in one request
 TEMPERATURE, MAX_TOKENS = 1.0, 1200 # of an answer; twice the tokens that they take

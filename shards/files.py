@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))      # so that the builders also run as scripts
 
-from writer import AUDIO, DataError, ShardWriter, sha256
+from data import AUDIO, DataError, sha256
+
+from writer import ShardWriter
 
 LONGEST = 1 << 26                                           # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")

@@ -11,8 +11,8 @@ import data
 import embed as embedding
 import writer
 from conftest import make_samples, write_samples
-from data import Batches, Plan, Source, Template, find_sources, loader, read_shard, read_source
-from writer import DataError, ShardWriter
+from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source, Template
+from writer import ShardWriter
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from servers import KEY
 import shards.describe as module
 from scoring.llm import Endpoint, LLMError, Local, Unanswered
 from shards.describe import EXAMPLES, PER_CALL, clean, describe, estimate, fault, main, prompt, read, words
-from writer import DataError
+from data import DataError
 
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 

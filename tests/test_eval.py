@@ -17,7 +17,8 @@ from clap import CLAP, CLAPConfig
 from conftest import ANIMALS, gpt2, make_samples
 from mats import MATS, MATSConfig
 from santa import Santa
-from writer import DataError, ShardWriter
+from data import DataError
+from writer import ShardWriter
 
 # --- the whole path ---
 

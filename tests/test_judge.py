@@ -17,7 +17,7 @@ from servers import KEY
 from scoring import judge as module
 from scoring.judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
 from scoring.llm import Endpoint, LLMError, Local
-from writer import DataError
+from data import DataError
 
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from conftest import gpt2
 from servers import KEY
 
 from scoring.llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines
-from writer import DataError
+from data import DataError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is heard?"}]
 

@@ -20,10 +20,9 @@ import soundfile as sf
 import writer
 from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
-from data import Source, find_sources, read_source
+from data import DataError, find_sources, read_source, Source
 from shards import audiotia, benchmarks, datasets as d
 from shards.files import Root, Sounds, Tally, plain, read_audio, stream_json, table
-from writer import DataError
 
 ROOT = Path(__file__).parent.parent
 

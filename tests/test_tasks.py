@@ -13,7 +13,7 @@ from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 from scoring import tasks
 from scoring.tasks import BENCHMARKS, Context, Score, chance, items, score, share
-from writer import DataError
+from data import DataError
 
 LABELS = ["dog", "cat", "rain", "church bell"]
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from clap import CLAP
-from data import Source, read_source
+from data import DataError, read_source, Source
 from shards import sounds, tiny
-from writer import DataError
 
 
 @pytest.fixture(scope="module")
