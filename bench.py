@@ -40,7 +40,7 @@ from mats import MATS, MATSConfig
 from santa import Santa, add_noise, kmeans
 from shards import tiny
 from train import PEAK, TrainConfig
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 ROOT = Path(__file__).parent
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}

@@ -1,6 +1,6 @@
 """From tar shards to batches, in five steps:
 
-1. `writer.ShardWriter` packs samples into tar shards (WebDataset's convention) and says what it packed in index.json.
+1. `shards.writer.ShardWriter` packs samples into tar shards (WebDataset's convention) and says what it packed in index.json.
 2. `Source` is one such directory or URL, known by its index.json alone: how many samples in which shard.
 3. `Plan` decides what every micro-batch is made of. It is a pure function of (seed, position): it needs only the
    counts, so a run that resumes at position 90,000 gets there in a second, and one rank with one worker sees

@@ -19,7 +19,7 @@ from webdataset.tariterators import tarfile_samples
 
 from clap import encode_file, load_clap
 from data import DataError, find_sources, read_shard, sha256, Source, write_atomic
-from writer import command_line, npy_bytes, write_index
+from shards.writer import command_line, npy_bytes, write_index
 
 
 def embed(src, dst, clap, name, side="text", progress=True):

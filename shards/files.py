@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))      # so that the builder
 
 from data import AUDIO, DataError, sha256
 
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 LONGEST = 1 << 26                                           # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from clap import CLAP, CLAPConfig
 from shards import sounds, words
 from data import DataError, write_atomic
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 SR, SECONDS, DIM = 16000, 2.0, 128
 CLAP_CLIPS, CLAP_EPOCHS, CLAP_BATCH, CLAP_LR = 3200, 12, 48, 3e-3

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from servers import random_llms, server  # noqa: F401, fixtures
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 torch.set_num_threads(2)
 SHARED = Path(__file__).parent.parent.parent / "shared"

@@ -12,7 +12,7 @@ import embed as embedding
 import writer
 from conftest import make_samples, write_samples
 from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source, Template
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 
 @pytest.fixture

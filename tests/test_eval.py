@@ -18,7 +18,7 @@ from conftest import ANIMALS, gpt2, make_samples
 from mats import MATS, MATSConfig
 from santa import Santa
 from data import DataError
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 # --- the whole path ---
 

@@ -23,7 +23,7 @@ from clap import CLAP, CLAPConfig
 from conftest import gpt2, llama, make_samples, write_samples
 from mats import MATS
 from train import TrainConfig, lr_at
-from writer import ShardWriter
+from shards.writer import ShardWriter
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(build="", template="{audio}{instruction}", dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, max_answer=16, memory=60,
