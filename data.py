@@ -13,8 +13,8 @@ A sample is a dict: text (what the audio contains, or None), instruction, answer
 references), task, source, id; optionally choices and tag. Beside it in the tar may lie `npy` (its CLAP vector, float16,
 unit length) and `flac|wav|ogg|mp3|au` (the audio as it came).
 
-    python data.py embed SRC DST --clap microsoft/msclap     # put the CLAP vector of every text beside it, once
-    python data.py index DIR                                 # make index.json for shards that came without one
+    python -m shards.embed SRC DST --clap microsoft/msclap     # put the CLAP vector of every text beside it, once
+    python -m shards.index DIR                                 # make index.json for shards that came without one
 """
 import functools
 import hashlib
@@ -86,7 +86,7 @@ class Source:
             with wds.gopen(f"{self.url}/index.json", "rb") as f:
                 self.index = json.load(f)
         except (OSError, ValueError) as e:
-            raise DataError(f"{self.url}/index.json cannot be read ({e}); shards without one: python data.py index "
+            raise DataError(f"{self.url}/index.json cannot be read ({e}); shards without one: python -m shards.index "
                             f"{self.url}") from e
         self.shards = [s for s in self.index["shards"] if s["n"]]
         if not self.shards:
@@ -111,7 +111,7 @@ def find_sources(root, mixture=None, skip_missing=False, audio=False):
         absent = [name for name in mixture if local and not os.path.exists(f"{root}/{name}/index.json")]
         if len(absent) == len(mixture) or (absent and not skip_missing):
             raw = root.removesuffix("-msclap")
-            embed = f", then python data.py embed {raw} {root}{' --side audio' if audio else ''}" if raw != root else ""
+            embed = f", then python -m shards.embed {raw} {root}{' --side audio' if audio else ''}" if raw != root else ""
             raise DataError(f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python shards/audiotia.py {' '.join(absent)} "
                             f"--root YOUR_DATASETS --out {raw}{' --audio' if audio else ''}{embed}; or train without them: --skip_missing")
         names = [name for name in mixture if name not in absent]
@@ -390,5 +390,4 @@ def loader(batches, workers=2, pin=False):
 
 
 if __name__ == "__main__":
-    from embed import main                              # the two commands above
-    main()
+    raise SystemExit("now: python -m shards.embed SRC DST, and python -m shards.index DIR")

@@ -250,7 +250,7 @@ def train(c, device, rank, ranks, watch):
 
     val_sources = find_sources(c.val)[0] if c.val else []
     if c.supervision == "audio" and not all(s.index.get("vectors") for s in val_sources):
-        sys.exit(f"{c.val}: validation of supervision=audio needs the clips' vectors: python data.py embed SRC DST --side audio")
+        sys.exit(f"{c.val}: validation of supervision=audio needs the clips' vectors: python -m shards.embed SRC DST --side audio")
     cached = all(s.index.get("vectors") for s in sources + val_sources)
     clap = None if cached else load_clap(c.clap)
     if isinstance(clap, torch.nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import data
-import embed as embedding
+from shards import embed as embedding, index as indexing
 import writer
 from conftest import make_samples, write_samples
 from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source, Template
@@ -167,7 +167,7 @@ def test_missing_index_says_how_to_make_one(tmp_path):
     (tmp_path / "s" / "index.json").unlink()
     with pytest.raises(DataError, match="data.py index"):
         Source(tmp_path / "s")
-    assert embedding.index(tmp_path / "s") == []
+    assert indexing.index(tmp_path / "s") == []
     again = json.loads((tmp_path / "s" / "index.json").read_text())
     assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
 

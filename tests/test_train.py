@@ -170,7 +170,7 @@ def test_killed_between_the_last_state_and_its_model(world, whole, tmp_path):
 def test_live_text_is_cached_text(world, tmp_path):
     """Encoding in the loop gives the loss that shards embedded beforehand give."""
     from clap import load_clap
-    from embed import embed
+    from shards.embed import embed
     embed(world / "live", tmp_path / "cached", load_clap(str(world / "clap")), "small", progress=False)
     losses = []
     for name, path in (("a", world / "live"), ("b", tmp_path / "cached")):

@@ -1,14 +1,12 @@
-"""Shards that need one more thing: the CLAP vector of every text (or clip) beside it, or an index.json.
+"""The CLAP vector of every text (or clip), put beside it once, so that training never encodes.
 
-    python data.py embed SRC DST --clap microsoft/msclap       every distinct text is encoded once
-    python data.py embed SRC DST --side audio                  the clips' vectors, for MATS-Audio
-    python data.py index DIR                                   for shards that came without one
+    python -m shards.embed SRC DST --clap microsoft/msclap       every distinct text is encoded once
+    python -m shards.embed SRC DST --side audio                  the clips' vectors, for MATS-Audio
 """
 import argparse
 import json
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -82,45 +80,33 @@ def copy_shard(src, dst, vectors):
     os.replace(f"{dst}.part", dst)
 
 
-def index(directory):
-    """Writes index.json for a folder of tar shards that has none; names what cannot be read."""
-    paths, shards, broken, sources, tasks = sorted(Path(directory).glob("*.tar")), [], [], Counter(), Counter()
-    if not paths or (Path(directory) / "index.json").exists():
-        raise DataError(f"{directory}: {'has an index.json already' if paths else 'no *.tar in it'}")
-    for path in tqdm(paths, unit=" shards"):
-        samples = [(s["source"], s["task"]) for s in read_shard(str(path), broken=broken)]
-        sources.update(s for s, _ in samples)
-        tasks.update(t for _, t in samples)
-        shards.append({"file": path.name, "n": len(samples), "sha256": sha256(path)})
-    write_index(directory, shards, sources=dict(sources), tasks=dict(tasks), licences={}, vectors=None, command=command_line())
-    return broken
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    e = commands.add_parser("embed", help="put CLAP vectors beside the samples of shards")
-    e.add_argument("src", help="a folder of shards, or a folder of such folders")
-    e.add_argument("dst")
-    e.add_argument("--clap", default="microsoft/msclap", help="name, folder or module:factory (clap.load_clap)")
-    e.add_argument("--side", choices=("text", "audio"), default="text", help="encode the texts, or the audio (MATS-Audio)")
-    e.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    i = commands.add_parser("index", help="make index.json for a folder of tar shards")
-    i.add_argument("dir")
+    parser.add_argument("src", help="a folder of shards, or a folder of such folders")
+    parser.add_argument("dst")
+    parser.add_argument("--clap", default="microsoft/msclap", help="name, folder or module:factory (clap.load_clap)")
+    parser.add_argument("--side", choices=("text", "audio"), default="text", help="encode the texts, or the audio (MATS-Audio)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     try:
-        if args.command == "index":
-            broken = index(args.dir)
-        else:
-            clap, broken = load_clap(args.clap), []
-            if isinstance(clap, torch.nn.Module):
-                clap.to(args.device)
-            for source in find_sources(args.src)[0]:
-                single = source.url == args.src.rstrip("/")
-                broken += embed(source.url, args.dst if single else f"{args.dst}/{source.name}", clap, args.clap, args.side)
+        clap, broken = load_clap(args.clap), []
+        if isinstance(clap, torch.nn.Module):
+            clap.to(args.device)
+        for source in find_sources(args.src)[0]:
+            single = source.url == args.src.rstrip("/")
+            broken += embed(source.url, args.dst if single else f"{args.dst}/{source.name}", clap, args.clap, args.side)
     except DataError as e:
-        sys.exit(f"data.py: {e}")
+        sys.exit(f"embed.py: {e}")
+    report(broken)
+
+
+def report(broken):
+    """Names on stderr what was left out, the first twenty."""
     for what in broken[:20]:
         print("left out:", what, file=sys.stderr)
     if broken:
         print(f"{len(broken)} broken parts were left out", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
