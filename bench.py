@@ -38,7 +38,7 @@ from clap import CLAP, CLAPConfig, load_audio
 from data import Batches, Plan, Source, Template, collate, loader
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise, kmeans
-from shards import tiny
+from shards.tiny import world as tiny
 from train import PEAK, TrainConfig
 from shards.writer import ShardWriter
 

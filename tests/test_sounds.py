@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import sounds as S, words as W
+from shards.tiny import sounds as S, words as W
 
 SR, N = 16000, 32000
 

@@ -5,7 +5,7 @@ import pytest
 
 from clap import CLAP
 from data import DataError, read_source, Source
-from shards import sounds, tiny
+from shards.tiny import sounds, world as tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ The language of the small world of sounds.py.
 2. A *triple* is (text, instruction, answer) whose answer follows from its own text alone: `triples(scene, rng, "train")`.
 3. Every caption belongs to one part of the world, by its hash: `part(text)`. So no part sees a caption of another.
 
-Listen to it: python -m shards.words out/listen --n 12
+Listen to it: python -m shards.tiny.words out/listen --n 12
 """
 import argparse
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.sounds import SOURCES, labels, random_scene, render
+from shards.tiny.sounds import SOURCES, labels, random_scene, render
 
 # ---------------------------------------------------------------------------------------------------------------------
 # language

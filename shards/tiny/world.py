@@ -1,6 +1,6 @@
 """The tiny world: the paper's experiment at one thousandth of its scale, from nothing but this folder.
 
-    python -m shards.tiny data/tiny      what `torchrun train.py` does first, where it is not there yet
+    python -m shards.tiny.world data/tiny      what `torchrun train.py` does first, where it is not there yet
 
 Three stages, each kept once it is whole and made anew only when its recipe (this file, sounds.py and words.py) changes:
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clap import CLAP, CLAPConfig
-from shards import sounds, words
+from shards.tiny import sounds, words
 from data import DataError, write_atomic
 from shards.writer import ShardWriter
 
