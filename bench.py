@@ -34,7 +34,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import config
-from clap import CLAP, CLAPConfig, load_audio
+from audio import load_audio
+from clap import CLAP, CLAPConfig
 from data import Batches, Plan, Source, Template, collate, loader
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise, kmeans

@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from scoring import judge
 from scoring import report
-from clap import load_audio, load_clap
+from audio import load_audio
+from clap import load_clap
 from data import DataError, read_source, sha256, Source, write_atomic
 from scoring.llm import Endpoint
 from mats import MATS

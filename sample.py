@@ -12,7 +12,8 @@ import sys
 
 import torch
 
-from clap import AudioError, encode_file, load_clap
+from audio import AudioError
+from clap import encode_file, load_clap
 from mats import MATS
 from santa import BRIDGES, RELEASED_NORM, bridge
 

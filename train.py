@@ -29,7 +29,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import config
-from clap import load_audio, load_clap
+from audio import load_audio
+from clap import load_clap
 from data import Batches, collate, DataError, find_sources, loader, Plan, read_source, write_atomic
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapMo
 
 import clap as clap_module
 import oracle
-from clap import CLAP, AudioError, CLAPConfig, encode_file, load_audio, load_clap
+from audio import AudioError, load_audio
+from clap import CLAP, CLAPConfig, encode_file, load_clap
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXTS = ["A dog barks", "rain", "", "Wind blows! Then a loud bang! And a car passes by", "footsteps on gravel, birds",
