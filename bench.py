@@ -36,8 +36,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import config
 from audio import load_audio
 from clap import CLAP, CLAPConfig
-from data import Batches, Plan, Source, Template, collate, loader
-from mats import MATS, MATSConfig
+from data import Batches, Plan, Source, collate, loader
+from mats import MATS, MATSConfig, Template
 from santa import Santa, add_noise, kmeans
 from shards.tiny import world as tiny
 from train import PEAK, TrainConfig

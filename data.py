@@ -7,7 +7,7 @@
    the same micro-batches as eight ranks with four workers each.
 4. `read_shard` streams one shard through WebDataset (a path, `pipe:`, http(s), an object store). What is broken
    is named, counted and skipped.
-5. `Template` turns samples into tokens, and `collate` into tensors; both run in the workers.
+5. `mats.Template` turns samples into tokens, and `collate` into tensors; both run in the workers.
 
 A sample is a dict: text (what the audio contains, or None), instruction, answer (a list where there are several
 references), task, source, id; optionally choices and tag. Beside it in the tar may lie `npy` (its CLAP vector, float16,
@@ -245,53 +245,6 @@ def read_source(source, **kwargs):
 
 
 # --- 5. tokens and tensors --------------------------------------------------------------------------------------------
-
-class Template:
-    """Tokens around the prefix. `{audio}` in the template is where the prefix goes, `{instruction}` the instruction,
-    `{tag}` the sample's tag (facts of the released code: one per dataset), empty where it has none.
-
-        "{audio}{instruction}"                                                          GPT-2, as in Eq. 1
-        "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"               Vicuna, as released
-
-    The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text token.
-    """
-
-    def __init__(self, template, tokenizer, max_answer=150, max_prompt=512):
-        if template.count("{audio}") != 1 or "{instruction}" not in template:
-            raise ValueError(f"template {template!r} needs {{audio}} once, and {{instruction}} after it")
-        self.before, self.after = template.split("{audio}")
-        if "{instruction}" in self.before:
-            raise ValueError(f"template {template!r}: what comes before {{audio}} is the same for all samples, "
-                             "so {instruction} must come after it")
-        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-text token, and an answer could never end")
-        start = [tokenizer.bos_token_id] if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id) else []
-        self.head = start + self.ids([self.before])[0]          # what precedes the prefix, with <s> where there is one
-        # SentencePiece puts the space in by itself; byte-level BPE wants it said.
-        self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
-
-    def ids(self, texts):
-        each = list(dict.fromkeys(texts))                       # instructions and labels are few
-        known = self.tokenizer(each, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)["input_ids"] if each else []
-        known = dict(zip(each, known))
-        return [known[t] for t in texts]
-
-    def prompts(self, instructions, tags=None):
-        """Token ids after the prefix, one list per instruction."""
-        tags = tags or [""] * len(instructions)
-        texts = [self.after.replace("{tag} ", f"{t} " if t else "").replace("{tag}", t).replace("{instruction}", i)
-                 for i, t in zip(instructions, tags)]
-        return [ids[:self.max_prompt] for ids in self.ids(texts)]
-
-    def encode(self, samples):
-        """Per sample (ids, number of them that are prompt): head + prompt + answer + end; the prefix goes after `head`."""
-        prompts = self.prompts([s["instruction"] for s in samples], [s.get("tag") or "" for s in samples])
-        answers = [s["answer"][0] if isinstance(s["answer"], list) else s["answer"] for s in samples]
-        answers = self.ids([self.space + a.strip() for a in answers])
-        return [(self.head + p + a[:self.max_answer] + [self.tokenizer.eos_token_id], len(self.head) + len(p))
-                for p, a in zip(prompts, answers)]
-
 
 def collate(samples, tokens, pad, multiple=8):
     """samples and their tokens -> a batch.

@@ -11,7 +11,8 @@ import data
 from shards import embed as embedding, index as indexing
 import writer
 from conftest import make_samples, write_samples
-from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source, Template
+from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source
+from mats import Template
 from shards.writer import ShardWriter
 
 
