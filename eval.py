@@ -484,7 +484,7 @@ def main(argv=None):
         columns = ["none"]                                  # MATS-Audio needs no bridge, and has no memory
     spice = find_spice(e, args.require)
     if args.ablate:
-        import ablate
+        from experiments import ablate
         ablate.run(e, args.ablate, args.memory)
     elif args.compare:
         compare(e, *args.compare, spice)

@@ -128,7 +128,7 @@ def trained(e, change):
     if e.rank == 0:
         print(f"training with {label}:", flush=True)
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={e.ranks}"] if e.ranks > 1 else []
-        code = subprocess.run([sys.executable, *launch, str(Path(__file__).parent / "train.py"), *argv]).returncode
+        code = subprocess.run([sys.executable, *launch, str(Path(__file__).parent.parent / "train.py"), *argv]).returncode
         if code:
             raise DataError(f"the training run of {label} ended with code {code}; the same command goes on with it")
     e.barrier()
