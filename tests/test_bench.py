@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import bench
+from experiments import bench
 from conftest import gpt2
 from mats import MATS, MATSConfig
 

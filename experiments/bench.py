@@ -1,8 +1,8 @@
 """What is fast here and by how much: each part against the obvious way, in one process, on the machine that this is started on.
 
-    python bench.py                      all parts that this machine can bear
-    python bench.py training kmeans      some of them
-    python bench.py --json               one JSON object
+    python -m experiments.bench                      all parts that this machine can bear
+    python -m experiments.bench training kmeans      some of them
+    python -m experiments.bench --json               one JSON object
 
 Random weights of the true sizes, and samples whose lengths are those of real annotations (KINDS). A time is the median of several after one
 that does not count; ± is half of their range, as a share of it. A rate of arithmetic is compared with that of large matrix products, measured here.
@@ -43,7 +43,7 @@ from shards.tiny import world as tiny
 from train import PEAK, TrainConfig
 from shards.writer import ShardWriter
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}
 # Tokens of instructions and answers (mean, standard deviation), counted with GPT-2's tokenizer on AudioCaps, MusicCaps, MusicQA and ClothoAQA,
 # labels as FSD50K's; the shares are those of the released mixture's weights.
