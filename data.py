@@ -112,7 +112,7 @@ def find_sources(root, mixture=None, skip_missing=False, audio=False):
         if len(absent) == len(mixture) or (absent and not skip_missing):
             raw = root.removesuffix("-msclap")
             embed = f", then python -m shards.embed {raw} {root}{' --side audio' if audio else ''}" if raw != root else ""
-            raise DataError(f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python shards/audiotia.py {' '.join(absent)} "
+            raise DataError(f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python -m shards.audiotia {' '.join(absent)} "
                             f"--root YOUR_DATASETS --out {raw}{' --audio' if audio else ''}{embed}; or train without them: --skip_missing")
         names = [name for name in mixture if name not in absent]
         return [Source(f"{root}/{name}", name) for name in names], [float(mixture[name]) for name in names]

@@ -1,9 +1,9 @@
 """AudioTIA-5M (text, instruction, answer) and AudioAIA (audio, instruction, answer), from the public datasets on disk (sections 3.5, B.1-B.5).
 
-    python shards/audiotia.py --list  --root DIR                       what there is, where to get it, and what was found under DIR
-    python shards/audiotia.py --check --root DIR                       do the counts agree with the published ones?
-    python shards/audiotia.py audiocaps clotho --root DIR --out data/audiotia
-    python shards/audiotia.py all --root DIR --out data/audioaia --audio
+    python -m shards.audiotia --list  --root DIR                       what there is, where to get it, and what was found under DIR
+    python -m shards.audiotia --check --root DIR                       do the counts agree with the published ones?
+    python -m shards.audiotia audiocaps clotho --root DIR --out data/audiotia
+    python -m shards.audiotia all --root DIR --out data/audioaia --audio
 
 Every dataset lies in a folder of its own under DIR; shards/README.md says which files are expected there. Classification without audio needs
 descriptions of the labels, which shards/describe.py writes. What belongs to an evaluation set under DIR is left out (see `HeldOut`).
@@ -11,16 +11,13 @@ descriptions of the labels, which shards/describe.py writes. What belongs to an 
 import itertools
 import json
 import re
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Callable
 from zlib import crc32
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shards import datasets as d
 from shards.files import YOUTUBE, DataError, Missing, Root, Sounds, Tally, build, clean, command, plain
@@ -254,7 +251,7 @@ def described(root, name):
     try:
         path = folder.find(f"{name}.jsonl")
     except Missing as e:
-        raise Missing(f"text supervision needs descriptions of its labels, {folder}/{name}.jsonl; write them with: python shards/describe.py {name} "
+        raise Missing(f"text supervision needs descriptions of its labels, {folder}/{name}.jsonl; write them with: python -m shards.describe {name} "
                       f"--root {root.path}") from e
     with open(path, encoding="utf-8") as f:
         for line, text in enumerate(f, 1):

@@ -1,20 +1,18 @@
 """Evaluation shards of every benchmark, with audio and all references (Table S7, section B.3).
 
-    python shards/benchmarks.py --list --root DIR
-    python shards/benchmarks.py esc50 audiocaps --root DIR --out data/bench
-    python shards/benchmarks.py all --root DIR --out data/bench
+    python -m shards.benchmarks --list --root DIR
+    python -m shards.benchmarks esc50 audiocaps --root DIR --out data/bench
+    python -m shards.benchmarks all --root DIR --out data/bench
 
 DIR is the same as shards/audiotia.py's. A clip whose audio is not there (YouTube loses some every year) is counted, and left out;
 index.json says on how many of how many clips a score will stand. `--no-audio` writes the references of all clips without any audio:
 enough for scoring answers that were made elsewhere.
 """
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shards import datasets as d
 from shards.audiotia import INSTRUCTIONS, one

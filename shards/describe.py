@@ -1,9 +1,9 @@
 """Audio descriptions for the labels of classification data sets, written by an LLM (section B.4, Figure S5 of the paper).
 
-    python shards/describe.py esc50 gtzan --root data/raw --price-in 0.15 --price-out 0.6      gpt-4o-mini, as in the paper
-    python shards/describe.py esc50 --root data/raw --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B
-    python shards/describe.py esc50 --root data/raw --local Qwen/Qwen3-8B --workers 16
-    python shards/describe.py esc50 --root data/raw --limit 3 --per-label 5                    a cheap look at what it writes
+    python -m shards.describe esc50 gtzan --root data/raw --price-in 0.15 --price-out 0.6      gpt-4o-mini, as in the paper
+    python -m shards.describe esc50 --root data/raw --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-8B
+    python -m shards.describe esc50 --root data/raw --local Qwen/Qwen3-8B --workers 16
+    python -m shards.describe esc50 --root data/raw --limit 3 --per-label 5                    a cheap look at what it writes
 
 For every set of labels, as many descriptions as there are training clips with it, until ROOT/descriptions/NAME.jsonl holds them:
 {"labels": ["dog"], "text": "A dog barks twice.", "model": "gpt-4o-mini"}, a line each. Lines are only ever added; after a kill
@@ -19,7 +19,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))          # so that it also runs as a script
 
 from tqdm import tqdm
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))      # so that the builders also run as scripts
 
 from data import AUDIO, DataError, sha256
 

@@ -1,12 +1,10 @@
 """Small stand-ins that all tests share: a tokenizer, tiny language models, shards of samples."""
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import pytest

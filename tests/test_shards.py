@@ -267,7 +267,7 @@ def test_classification_needs_descriptions(tmp_path):
     write(tmp_path / "esc50/esc50.csv", "filename,fold,target,category,esc10,src_file,take\n" + "".join(
         f"1-{i}-A-{i % 2}.wav,1,{i % 2},{['dog', 'mouse_click'][i % 2]},True,{i},A\n" for i in range(5)))
     argv = ["esc50", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=r"python shards/describe.py esc50"):
+    with pytest.raises(SystemExit, match=r"python -m shards.describe esc50"):
         audiotia.main(argv)
     assert audiotia.label_sets("esc50", tmp_path) == {("dog",): 3, ("mouse click",): 2}
     write(tmp_path / "descriptions/esc50.jsonl", '{"labels": ["dog"], "text": "A hound barks."}\n{"labels": ["mouse click", "dog"], "text": "Click, then woof"}\n')
@@ -365,7 +365,7 @@ def test_mixtures_name_sources_that_can_be_built(tmp_path):
     assert all(audiotia.SOURCES[name].audio for name in mats_audio["mixture"]) and len(mats_audio["mixture"]) == len(mixture) - 7
     small(tmp_path)
     audiotia.main(["audiocaps", "--root", str(tmp_path), "--out", str(tmp_path / "out")])
-    with pytest.raises(DataError, match=r"python shards/audiotia.py openaqa .*--skip_missing"):
+    with pytest.raises(DataError, match=r"python -m shards.audiotia openaqa .*--skip_missing"):
         find_sources(tmp_path / "out", mixture)
     sources, weights = find_sources(tmp_path / "out", mixture, skip_missing=True)
     assert [s.name for s in sources] == ["audiocaps"] and weights == [40]
