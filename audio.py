@@ -1,4 +1,5 @@
 """A sound file, of any format and length, to windows of samples."""
+
 import io
 import math
 import os
@@ -27,20 +28,46 @@ def load_audio(file, sample_rate, seconds, crop="center", generator=None, max_wi
     """
     if crop not in ("center", "random", "windows"):
         raise ValueError(f"crop must be 'center', 'random' or 'windows', not {crop!r}")
-    is_path, is_bytes = isinstance(file, (str, os.PathLike)), isinstance(file, (bytes, bytearray, memoryview))
-    name = os.fspath(file) if is_path else f"<{len(file)} bytes>" if is_bytes else str(getattr(file, "name", file))
+    is_path, is_bytes = (
+        isinstance(file, (str, os.PathLike)),
+        isinstance(file, (bytes, bytearray, memoryview)),
+    )
+    name = (
+        os.fspath(file)
+        if is_path
+        else f"<{len(file)} bytes>"
+        if is_bytes
+        else str(getattr(file, "name", file))
+    )
     with ExitStack() as stack:
         try:
-            raw = stack.enter_context(open(file, "rb")) if is_path else io.BytesIO(file) if is_bytes else file
-            if not raw.seekable() or name.lower().endswith(".raw"):     # the one name that soundfile would believe
+            raw = (
+                stack.enter_context(open(file, "rb"))
+                if is_path
+                else io.BytesIO(file)
+                if is_bytes
+                else file
+            )
+            if not raw.seekable() or name.lower().endswith(
+                ".raw"
+            ):  # the one name that soundfile would believe
                 raw = io.BytesIO(raw.read())
             if not raw.seek(0, os.SEEK_END):
                 raise AudioError(f"{name}: is empty")
             raw.seek(0)
             sound = stack.enter_context(sf.SoundFile(raw))
-            how = (sound.samplerate, sample_rate, round(sample_rate * seconds), crop, generator, max_windows)
+            how = (
+                sound.samplerate,
+                sample_rate,
+                round(sample_rate * seconds),
+                crop,
+                generator,
+                max_windows,
+            )
             try:
-                read_frames(sound, sound.frames - 1, sound.frames)      # a header can promise more than there is
+                read_frames(
+                    sound, sound.frames - 1, sound.frames
+                )  # a header can promise more than there is
                 return cut(partial(read_frames, sound), sound.frames, *how)
             except (EOFError, sf.LibsndfileError):
                 wave = decode(raw)
@@ -50,7 +77,9 @@ def load_audio(file, sample_rate, seconds, crop="center", generator=None, max_wi
         except OSError as e:
             raise AudioError(f"{name}: {e.strerror or e}") from e
         except sf.LibsndfileError as e:
-            raise AudioError(f"{name}: cannot be decoded as audio (libsndfile: {e.error_string})") from e
+            raise AudioError(
+                f"{name}: cannot be decoded as audio (libsndfile: {e.error_string})"
+            ) from e
         except FloatingPointError:
             raise AudioError(f"{name}: holds NaN or infinite samples") from None
 
@@ -68,7 +97,7 @@ def decode(raw, block=4096):
     """Every frame of a binary file up to the first block that does not decode, as mono."""
     blocks = []
     raw.seek(0)
-    with sf.SoundFile(raw) as sound:                            # opened again: a decoder that failed stays failed
+    with sf.SoundFile(raw) as sound:  # opened again: a decoder that failed stays failed
         try:
             while not blocks or len(blocks[-1]):
                 blocks.append(sound.read(block, dtype="float32", always_2d=True).mean(1))
@@ -91,7 +120,9 @@ def cut(read, total, rate, sample_rate, length, crop, generator, max_windows):
         if not np.isfinite(wave).all():
             raise FloatingPointError
         out = soxr.resample(wave, rate, sample_rate) if rate != sample_rate else wave
-        return torch.from_numpy(out if len(out) else wave)      # soxr makes nothing of one frame at a higher rate
+        return torch.from_numpy(
+            out if len(out) else wave
+        )  # soxr makes nothing of one frame at a higher rate
 
     if n <= length:
         wave = resampled(0, total)
@@ -106,7 +137,7 @@ def cut(read, total, rate, sample_rate, length, crop, generator, max_windows):
         starts = [round(i * (n - length) / max(count - 1, 1)) for i in range(count)]
     parts = []
     for start in starts:
-        k = max(0, start - margin) // up                        # frame k * down is sample k * up
+        k = max(0, start - margin) // up  # frame k * down is sample k * up
         wave = resampled(k * down, min(total, math.ceil((start + length + margin) * down / up)))
-        parts.append(wave[start - k * up:][:length])
+        parts.append(wave[start - k * up :][:length])
     return torch.stack(parts) if crop == "windows" else parts[0]

@@ -11,6 +11,7 @@ One class covers two kinds of checkpoint, both built from transformers' own towe
 
 Anything else with encode_text, encode_audio, dim, sample_rate and seconds serves as well: load_clap("module:factory").
 """
+
 import importlib
 import json
 import os
@@ -24,33 +25,47 @@ import torch.nn as nn
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
-from transformers import (AutoTokenizer, ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor, ClapModel,
-                          ClapTextConfig, ClapTextModel, GPT2Config, GPT2Model)
+from transformers import (
+    AutoTokenizer,
+    ClapAudioConfig,
+    ClapAudioModel,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextConfig,
+    ClapTextModel,
+    GPT2Config,
+    GPT2Model,
+)
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from audio import load_audio
 
-
 # --- the model --------------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class CLAPConfig:
     """The defaults are msclap's 2023 checkpoint. What text and audio leave out, transformers' defaults fill in."""
-    kind: str = "msclap"                        # or "laion"
-    text: dict = field(default_factory=dict)    # of GPT2Config | ClapTextConfig; the vocabulary is the tokenizer's
-    audio: dict = field(default_factory=dict)   # of ClapAudioConfig: HTSAT, 64 mel bins, spec_size 256
-    dim: int = 1024                             # of the shared space
-    sample_rate: int = 44100                    # Hz
-    seconds: float = 7.0                        # of audio that the tower sees at once
-    n_fft: int = 1024                           # samples, also the Hann window's length
-    hop: int = 320                              # samples
-    fmin: float = 50.0                          # Hz
-    fmax: float = 14000.0                       # Hz
-    mel_scale: str = "slaney"                   # or "htk": torchaudio's, LAION's fused checkpoints
-    max_tokens: int = 77                        # as both were trained; longer texts are cut, their end stays
-    dropout: float = 0.5                        # of msclap's projection, while training
-    official: bool = False                      # msclap's way to find the last token, which a "!" in the text moves
+
+    kind: str = "msclap"  # or "laion"
+    text: dict = field(
+        default_factory=dict
+    )  # of GPT2Config | ClapTextConfig; the vocabulary is the tokenizer's
+    audio: dict = field(
+        default_factory=dict
+    )  # of ClapAudioConfig: HTSAT, 64 mel bins, spec_size 256
+    dim: int = 1024  # of the shared space
+    sample_rate: int = 44100  # Hz
+    seconds: float = 7.0  # of audio that the tower sees at once
+    n_fft: int = 1024  # samples, also the Hann window's length
+    hop: int = 320  # samples
+    fmin: float = 50.0  # Hz
+    fmax: float = 14000.0  # Hz
+    mel_scale: str = "slaney"  # or "htk": torchaudio's, LAION's fused checkpoints
+    max_tokens: int = 77  # as both were trained; longer texts are cut, their end stays
+    dropout: float = 0.5  # of msclap's projection, while training
+    official: bool = False  # msclap's way to find the last token, which a "!" in the text moves
 
 
 class Projection(nn.Module):
@@ -70,6 +85,7 @@ class Projection(nn.Module):
 
 def encoding(method):
     """No gradients and eval mode while the method runs: batch norm and dropout must not see what is only encoded."""
+
     @wraps(method)
     def run(self, *args, **kwargs):
         was = self.training
@@ -79,6 +95,7 @@ def encoding(method):
                 return method(self, *args, **kwargs)
         finally:
             self.train(was)
+
     return run
 
 
@@ -117,7 +134,10 @@ class CLAP(nn.Module):
         if config.kind == "msclap":
             if tokenizer.eos_token is None:
                 raise TypeError("a text is read at its end token: the tokenizer needs an eos_token")
-            self.suffix, self.pad_id = " " + tokenizer.eos_token, 0             # as msclap writes it, space and all
+            self.suffix, self.pad_id = (
+                " " + tokenizer.eos_token,
+                0,
+            )  # as msclap writes it, space and all
             self.end = tokenizer(self.suffix).input_ids
             text = GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **config.text})
             self.text_model = GPT2Model(text)
@@ -128,13 +148,25 @@ class CLAP(nn.Module):
             self.end = tokenizer("").input_ids[-1:]
             text = ClapTextConfig(**{**config.text, "projection_dim": config.dim})
             self.text_model = ClapTextModel(text)
-            self.text_projection, self.audio_projection = ClapProjectionLayer(text), ClapProjectionLayer(audio)
+            self.text_projection, self.audio_projection = (
+                ClapProjectionLayer(text),
+                ClapProjectionLayer(audio),
+            )
         else:
             raise ValueError(f"kind must be 'msclap' or 'laion', not {config.kind!r}")
         norm = "slaney" if config.mel_scale == "slaney" else None
-        mel = mel_filter_bank(config.n_fft // 2 + 1, audio.num_mel_bins, config.fmin, config.fmax, config.sample_rate,
-                              norm=norm, mel_scale=config.mel_scale)
-        self.register_buffer("mel_matrix", torch.tensor(mel, dtype=torch.float32))          # (n_fft/2 + 1, n_mels)
+        mel = mel_filter_bank(
+            config.n_fft // 2 + 1,
+            audio.num_mel_bins,
+            config.fmin,
+            config.fmax,
+            config.sample_rate,
+            norm=norm,
+            mel_scale=config.mel_scale,
+        )
+        self.register_buffer(
+            "mel_matrix", torch.tensor(mel, dtype=torch.float32)
+        )  # (n_fft/2 + 1, n_mels)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
 
     @property
@@ -176,22 +208,30 @@ class CLAP(nn.Module):
     def text_features(self, ids, mask):
         """ids (B, L), mask (B, L), 1 at real tokens -> (B, dim), with gradients, not normalised."""
         if self.config.kind == "laion":
-            return self.text_projection(self.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+            return self.text_projection(
+                self.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            )
         # causal attention: padding on the right cannot reach the last real token, so the tower needs no mask
-        hidden = self.text_model(input_ids=ids, use_cache=False).last_hidden_state           # (B, L, n_embd)
+        hidden = self.text_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, n_embd)
         last = (ids != 0).sum(1) - 1 if self.config.official else mask.sum(1) - 1
         return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), last])
 
     @encoding
     def encode_text(self, texts, batch_size=None):
         """list of N texts -> (N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
-        batch_size = batch_size or (16 if self.device.type == "cpu" else 256)   # 256 is 2.5 times slower on a CPU
+        batch_size = batch_size or (
+            16 if self.device.type == "cpu" else 256
+        )  # 256 is 2.5 times slower on a CPU
         ids = self.token_ids(texts)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))          # batches of like length: little is padded
+        order = sorted(
+            range(len(ids)), key=lambda i: len(ids[i])
+        )  # batches of like length: little is padded
         out = torch.empty(len(ids), self.dim, device=self.device)
         for start in range(0, len(order), batch_size):
-            rows = order[start:start + batch_size]
-            out[rows] = F.normalize(self.text_features(*self.collate([ids[i] for i in rows])).float(), dim=-1)
+            rows = order[start : start + batch_size]
+            out[rows] = F.normalize(
+                self.text_features(*self.collate([ids[i] for i in rows])).float(), dim=-1
+            )
         return out
 
     # audio
@@ -200,7 +240,9 @@ class CLAP(nn.Module):
     def mel(self, wave):
         """(B, samples) in [-1, 1] -> log-mel spectrogram (B, frames, n_mels) in dB, frames = samples // hop + 1."""
         c = self.config
-        spec = torch.stft(wave, c.n_fft, c.hop, window=self.window, return_complex=True)     # (B, n_fft/2 + 1, frames)
+        spec = torch.stft(
+            wave, c.n_fft, c.hop, window=self.window, return_complex=True
+        )  # (B, n_fft/2 + 1, frames)
         power = torch.view_as_real(spec).square().sum(-1)
         return 10 * (power.transpose(1, 2) @ self.mel_matrix).clamp(min=1e-10).log10()
 
@@ -218,18 +260,24 @@ class CLAP(nn.Module):
         Raises ValueError on another length (load_audio gives the right one) and on rows that hold NaN or infinity.
         """
         if waves.ndim != 2 or waves.shape[1] != self.samples:
-            raise ValueError(f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} Hz, "
-                             f"not {tuple(waves.shape)}: load_audio tiles and crops")
+            raise ValueError(
+                f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} Hz, "
+                f"not {tuple(waves.shape)}: load_audio tiles and crops"
+            )
         batch_size = batch_size or (4 if self.device.type == "cpu" else 64)
         out = torch.empty(len(waves), self.dim, device=self.device)
         for start in range(0, len(waves), batch_size):
-            wave = waves[start:start + batch_size].to(self.device, torch.float32)
-            out[start:start + batch_size] = F.normalize(self.audio_features(self.mel(wave)).float(), dim=-1)
+            wave = waves[start : start + batch_size].to(self.device, torch.float32)
+            out[start : start + batch_size] = F.normalize(
+                self.audio_features(self.mel(wave)).float(), dim=-1
+            )
         # NaN and infinity, and samples whose power overflows, all arrive here as NaN
         bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"audio row{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}: NaN, infinite or absurdly "
-                             "large samples")
+            raise ValueError(
+                f"audio row{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}: NaN, infinite or absurdly "
+                "large samples"
+            )
         return out
 
     # files
@@ -239,7 +287,9 @@ class CLAP(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
+        )
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -256,7 +306,11 @@ class CLAP(nn.Module):
         if name in ("microsoft/msclap", "msclap-2023"):
             name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
         if Path(name).is_file():
-            config, state, default = CLAPConfig(text={"vocab_size": 50257}), msclap_state(name), "gpt2"
+            config, state, default = (
+                CLAPConfig(text={"vocab_size": 50257}),
+                msclap_state(name),
+                "gpt2",
+            )
         else:
             config, state, default = *read_folder(str(name)), name
         if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
@@ -265,11 +319,15 @@ class CLAP(nn.Module):
             config.official = official
         clap = cls(config, tokenizer)
         if config.kind == "laion":
-            state.setdefault("mel_matrix", clap.mel_matrix)             # transformers' checkpoints do not hold it
+            state.setdefault(
+                "mel_matrix", clap.mel_matrix
+            )  # transformers' checkpoints do not hold it
         missing = sorted(clap.state_dict().keys() - state.keys())
         if missing:
-            raise ValueError(f"{name} lacks {len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ...")
-        clap.load_state_dict(state, strict=False)                       # msclap's classifier heads are left out
+            raise ValueError(
+                f"{name} lacks {len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ..."
+            )
+        clap.load_state_dict(state, strict=False)  # msclap's classifier heads are left out
         return clap.freeze()
 
 
@@ -281,57 +339,89 @@ def check_audio(config, audio):
     stride = audio.patch_stride if isinstance(audio.patch_stride, int) else audio.patch_stride[0]
     grid, odd = divmod(audio.spec_size, stride * 2 ** (stages - 1))
     if rest:
-        raise ValueError(f"spec_size {audio.spec_size} must be a multiple of num_mel_bins {audio.num_mel_bins}")
+        raise ValueError(
+            f"spec_size {audio.spec_size} must be a multiple of num_mel_bins {audio.num_mel_bins}"
+        )
     if frames > fold * audio.spec_size:
-        raise ValueError(f"{config.seconds:g} s make {frames} frames and HTSAT takes {fold * audio.spec_size} at most: "
-                         "raise hop or spec_size")
+        raise ValueError(
+            f"{config.seconds:g} s make {frames} frames and HTSAT takes {fold * audio.spec_size} at most: "
+            "raise hop or spec_size"
+        )
     if len(audio.num_attention_heads) != stages:
-        raise ValueError(f"{stages} depths but {len(audio.num_attention_heads)} num_attention_heads")
+        raise ValueError(
+            f"{stages} depths but {len(audio.num_attention_heads)} num_attention_heads"
+        )
     if odd or grid < audio.window_size or grid % fold:
-        raise ValueError(f"the last of {stages} stages sees a grid of {grid} patches: it must be whole, a multiple of "
-                         f"{fold} and at least window_size {audio.window_size}")
+        raise ValueError(
+            f"the last of {stages} stages sees a grid of {grid} patches: it must be whole, a multiple of "
+            f"{fold} and at least window_size {audio.window_size}"
+        )
 
 
 def read_folder(name):
     """(config, state dict) of a folder or hub name: ours, or transformers' CLAP."""
     try:
         local = Path(name)
-        get = (lambda file: local / file) if local.is_dir() else (lambda file: hf_hub_download(name, file))
+        get = (
+            (lambda file: local / file)
+            if local.is_dir()
+            else (lambda file: hf_hub_download(name, file))
+        )
         config = json.loads(Path(get("config.json")).read_text())
         if "kind" in config:
             return CLAPConfig(**config), load_file(get("model.safetensors"))
         if config.get("model_type") != "clap":
-            raise ValueError(f"its config.json says model_type {config.get('model_type')!r}, not 'clap'")
+            raise ValueError(
+                f"its config.json says model_type {config.get('model_type')!r}, not 'clap'"
+            )
         extractor = ClapFeatureExtractor.from_pretrained(name)
         model = ClapModel.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as e:
-        raise ValueError(f"cannot read a CLAP from {name!r}, which should be a checkpoint file, a folder written by "
-                         f"save_pretrained, or a CLAP of transformers: {e}") from e
+        raise ValueError(
+            f"cannot read a CLAP from {name!r}, which should be a checkpoint file, a folder written by "
+            f"save_pretrained, or a CLAP of transformers: {e}"
+        ) from e
     c = model.config
     shared = {"projection_dim": c.projection_dim, "projection_hidden_act": c.projection_hidden_act}
     config = CLAPConfig(
-        kind="laion", dim=c.projection_dim, text={**c.text_config.to_diff_dict(), **shared},
-        audio={**c.audio_config.to_diff_dict(), **shared}, sample_rate=extractor.sampling_rate,
-        seconds=extractor.max_length_s, n_fft=extractor.fft_window_size, hop=extractor.hop_length,
-        fmin=extractor.frequency_min, fmax=extractor.frequency_max,
+        kind="laion",
+        dim=c.projection_dim,
+        text={**c.text_config.to_diff_dict(), **shared},
+        audio={**c.audio_config.to_diff_dict(), **shared},
+        sample_rate=extractor.sampling_rate,
+        seconds=extractor.max_length_s,
+        n_fft=extractor.fft_window_size,
+        hop=extractor.hop_length,
+        fmin=extractor.frequency_min,
+        fmax=extractor.frequency_max,
         # the extractor's choice: torchaudio's filters for a fused checkpoint, librosa's otherwise
-        mel_scale="htk" if c.audio_config.enable_fusion else "slaney")
+        mel_scale="htk" if c.audio_config.enable_fusion else "slaney",
+    )
     return config, {k: v for k, v in model.state_dict().items() if not k.startswith("logit_scale")}
 
 
 def msclap_state(path):
     """The tensors of an msclap 2023 checkpoint under our names (facts, section 3)."""
-    rename = [("caption_encoder.base.", "text_model."), ("caption_encoder.projection.", "text_projection."),
-              ("audio_encoder.projection.", "audio_projection."),
-              ("audio_encoder.base.htsat.logmel_extractor.melW", "mel_matrix"),
-              ("audio_encoder.base.htsat.", "audio_model.audio_encoder."),
-              (".bn0.", ".batch_norm."), (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."),
-              (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
-              (".attn.proj.", ".attention.output.dense."), (".attn.rel", ".attention.self.rel")]
+    rename = [
+        ("caption_encoder.base.", "text_model."),
+        ("caption_encoder.projection.", "text_projection."),
+        ("audio_encoder.projection.", "audio_projection."),
+        ("audio_encoder.base.htsat.logmel_extractor.melW", "mel_matrix"),
+        ("audio_encoder.base.htsat.", "audio_model.audio_encoder."),
+        (".bn0.", ".batch_norm."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".attn.rel", ".attention.self.rel"),
+    ]
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as e:
-        raise ValueError(f"{path} is no msclap checkpoint, a dict with tensors under 'model': {e!r}") from e
+        raise ValueError(
+            f"{path} is no msclap checkpoint, a dict with tensors under 'model': {e!r}"
+        ) from e
     state = {}
     for key, tensor in saved.items():
         for old, new in rename:
@@ -354,7 +444,11 @@ def load_clap(name):
         return CLAP.from_pretrained(name)
     module, factory = name.split(":")
     clap = getattr(importlib.import_module(module), factory)()
-    lacking = [a for a in ("encode_text", "encode_audio", "dim", "sample_rate", "seconds") if not hasattr(clap, a)]
+    lacking = [
+        a
+        for a in ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
+        if not hasattr(clap, a)
+    ]
     if lacking:
         raise TypeError(f"what {name} returned is no encoder pair: it lacks {', '.join(lacking)}")
     return clap

@@ -16,6 +16,7 @@ unit length) and `flac|wav|ogg|mp3|au` (the audio as it came).
     python -m shards.embed SRC DST --clap microsoft/msclap     # put the CLAP vector of every text beside it, once
     python -m shards.index DIR                                 # make index.json for shards that came without one
 """
+
 import functools
 import hashlib
 import io
@@ -46,12 +47,18 @@ def check(sample):
     if missing:
         raise DataError(f"sample {sample.get('id', '?')!r} lacks {', '.join(missing)}")
     answers = sample["answer"] if isinstance(sample["answer"], list) else [sample["answer"]]
-    if not (sample["text"] is None or isinstance(sample["text"], str)) or not isinstance(sample["instruction"], str):
-        raise DataError(f"sample {sample['id']!r}: text and instruction must be strings (text may be null)")
+    if not (sample["text"] is None or isinstance(sample["text"], str)) or not isinstance(
+        sample["instruction"], str
+    ):
+        raise DataError(
+            f"sample {sample['id']!r}: text and instruction must be strings (text may be null)"
+        )
     if not answers or not all(isinstance(a, str) for a in answers):
         raise DataError(f"sample {sample['id']!r}: answer must be a string or a list of strings")
     if sample["task"] not in TASKS:
-        raise DataError(f"sample {sample['id']!r}: task {sample['task']!r} is none of {', '.join(TASKS)}")
+        raise DataError(
+            f"sample {sample['id']!r}: task {sample['task']!r} is none of {', '.join(TASKS)}"
+        )
     if sample["task"] == "mcq" and not sample.get("choices"):
         raise DataError(f"sample {sample['id']!r}: a multiple-choice sample needs its choices")
 
@@ -77,6 +84,7 @@ def sha256(path):
 
 # --- 2. sources -------------------------------------------------------------------------------------------------------
 
+
 class Source:
     """One directory or URL of shards, by its index.json."""
 
@@ -86,8 +94,10 @@ class Source:
             with wds.gopen(f"{self.url}/index.json", "rb") as f:
                 self.index = json.load(f)
         except (OSError, ValueError) as e:
-            raise DataError(f"{self.url}/index.json cannot be read ({e}); shards without one: python -m shards.index "
-                            f"{self.url}") from e
+            raise DataError(
+                f"{self.url}/index.json cannot be read ({e}); shards without one: python -m shards.index "
+                f"{self.url}"
+            ) from e
         self.shards = [s for s in self.index["shards"] if s["n"]]
         if not self.shards:
             raise DataError(f"{self.url} holds no samples")
@@ -108,18 +118,30 @@ def find_sources(root, mixture=None, skip_missing=False, audio=False):
     root = str(root).rstrip("/")
     if mixture:
         local = "://" not in root and not root.startswith("pipe:")
-        absent = [name for name in mixture if local and not os.path.exists(f"{root}/{name}/index.json")]
+        absent = [
+            name for name in mixture if local and not os.path.exists(f"{root}/{name}/index.json")
+        ]
         if len(absent) == len(mixture) or (absent and not skip_missing):
             raw = root.removesuffix("-msclap")
-            embed = f", then python -m shards.embed {raw} {root}{' --side audio' if audio else ''}" if raw != root else ""
-            raise DataError(f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python -m shards.audiotia {' '.join(absent)} "
-                            f"--root YOUR_DATASETS --out {raw}{' --audio' if audio else ''}{embed}; or train without them: --skip_missing")
+            embed = (
+                f", then python -m shards.embed {raw} {root}{' --side audio' if audio else ''}"
+                if raw != root
+                else ""
+            )
+            raise DataError(
+                f"of the mixture's sources {root} lacks {', '.join(absent)}; build them: python -m shards.audiotia {' '.join(absent)} "
+                f"--root YOUR_DATASETS --out {raw}{' --audio' if audio else ''}{embed}; or train without them: --skip_missing"
+            )
         names = [name for name in mixture if name not in absent]
-        return [Source(f"{root}/{name}", name) for name in names], [float(mixture[name]) for name in names]
+        return [Source(f"{root}/{name}", name) for name in names], [
+            float(mixture[name]) for name in names
+        ]
     if os.path.isdir(root) and not os.path.exists(f"{root}/index.json"):
         names = sorted(p.parent.name for p in Path(root).glob("*/index.json"))
         if not names:
-            raise DataError(f"no shards under {root}: neither it nor a folder in it has an index.json")
+            raise DataError(
+                f"no shards under {root}: neither it nor a folder in it has an index.json"
+            )
         sources = [Source(f"{root}/{name}", name) for name in names]
     else:
         sources = [Source(root)]
@@ -127,6 +149,7 @@ def find_sources(root, mixture=None, skip_missing=False, audio=False):
 
 
 # --- 3. the plan ------------------------------------------------------------------------------------------------------
+
 
 class Plan:
     """What micro-batch m is made of, for every m: a pure function of (seed, m), whatever the ranks and workers.
@@ -144,7 +167,13 @@ class Plan:
     def __init__(self, sources, weights, batch, seed=0, lanes=8, together=1):
         if len(weights) != len(sources) or min(weights) < 0 or sum(weights) <= 0:
             raise DataError(f"mixture weights must be non-negative and not all zero: {weights}")
-        self.sources, self.batch, self.seed, self.lanes, self.together = sources, batch, seed, lanes, together
+        self.sources, self.batch, self.seed, self.lanes, self.together = (
+            sources,
+            batch,
+            seed,
+            lanes,
+            together,
+        )
         self.weights = np.array(weights) / sum(weights)
 
     def visits(self):
@@ -178,14 +207,19 @@ class Plan:
     def cut(self, visit, lengths):
         """The visit's micro-batches: (n, batch) row numbers into its shard's readable samples of these lengths."""
         rng = np.random.default_rng([self.seed, 2, visit[0]])
-        rows = np.resize(rng.permutation(len(lengths)), visit[3] * self.batch)    # fills up by going round again
-        jitter = rng.uniform(1, 1.1, len(rows))                                   # so that batches differ between epochs
+        rows = np.resize(
+            rng.permutation(len(lengths)), visit[3] * self.batch
+        )  # fills up by going round again
+        jitter = rng.uniform(1, 1.1, len(rows))  # so that batches differ between epochs
         rows = rows[np.argsort(np.asarray(lengths)[rows] * jitter, kind="stable")]
-        runs = rng.permuted(rows.reshape(visit[3], self.batch), axis=1).reshape(-1, self.together, self.batch)
+        runs = rng.permuted(rows.reshape(visit[3], self.batch), axis=1).reshape(
+            -1, self.together, self.batch
+        )
         return runs[rng.permutation(len(runs))].reshape(-1, self.batch)
 
 
 # --- 4. reading -------------------------------------------------------------------------------------------------------
+
 
 @functools.lru_cache(maxsize=64)
 def npy_header(head: bytes):
@@ -212,6 +246,7 @@ def read_shard(url, n=None, strict=False, broken=None, audio=False):
     audio: also bring the audio as `audio` (bytes), and its extension as `kind`. Broken members, and a shard that has not the `n` samples that
     its index promises, are named in the list `broken`; with `strict` they raise DataError.
     """
+
     def report(what):
         if strict:
             raise DataError(what)
@@ -228,11 +263,15 @@ def read_shard(url, n=None, strict=False, broken=None, audio=False):
             if "npy" in parts:
                 sample["vector"] = read_npy(parts["npy"])
         except (ValueError, KeyError, EOFError) as e:
-            report(f"{url}, member {parts.get('__key__')}: {'no json' if isinstance(e, KeyError) else e}")
+            report(
+                f"{url}, member {parts.get('__key__')}: {'no json' if isinstance(e, KeyError) else e}"
+            )
             continue
         sample["key"] = parts["__key__"]
         if audio:
-            sample["kind"], sample["audio"] = next(((a, parts[a]) for a in AUDIO if a in parts), (None, None))
+            sample["kind"], sample["audio"] = next(
+                ((a, parts[a]) for a in AUDIO if a in parts), (None, None)
+            )
         yield sample
     if n is not None and found != n:
         report(f"{url}: holds {found} samples where index.json says {n}")
@@ -246,6 +285,7 @@ def read_source(source, **kwargs):
 
 # --- 5. tokens and tensors --------------------------------------------------------------------------------------------
 
+
 def collate(samples, tokens, pad, multiple=8):
     """samples and their tokens -> a batch.
 
@@ -255,11 +295,15 @@ def collate(samples, tokens, pad, multiple=8):
     T = -(-max(len(ids) for ids, _ in tokens) // multiple) * multiple
     table = np.full((len(samples), T), pad)
     for row, (ids, _) in zip(table, tokens):
-        row[:len(ids)] = ids
+        row[: len(ids)] = ids
     answer = [np.arange(i * T + n, i * T + len(ids)) for i, (ids, n) in enumerate(tokens)]
-    batch = {"ids": torch.from_numpy(table), "answer": torch.from_numpy(np.concatenate(answer)), "text": [s["text"] for s in samples]}
+    batch = {
+        "ids": torch.from_numpy(table),
+        "answer": torch.from_numpy(np.concatenate(answer)),
+        "text": [s["text"] for s in samples],
+    }
     if all("vector" in s for s in samples):
-        batch["z"] = torch.from_numpy(np.stack([s["vector"] for s in samples]))    # (B, D)
+        batch["z"] = torch.from_numpy(np.stack([s["vector"] for s in samples]))  # (B, D)
     return batch
 
 
@@ -272,7 +316,13 @@ class Batches(torch.utils.data.IterableDataset):
     """
 
     def __init__(self, plan, template, start=0, rank=0, ranks=1, strict=False, decode=None):
-        self.plan, self.template, self.start, self.rank, self.ranks = plan, template, start, rank, ranks
+        self.plan, self.template, self.start, self.rank, self.ranks = (
+            plan,
+            template,
+            start,
+            rank,
+            ranks,
+        )
         self.strict, self.decode = strict, decode
 
     def mine(self, m):
@@ -281,7 +331,7 @@ class Batches(torch.utils.data.IterableDataset):
         return rank == self.rank and (info is None or turn % info.num_workers == info.id)
 
     def __iter__(self):
-        held, broken = {}, []                       # visits under way: number -> (samples, their tokens, cut)
+        held, broken = {}, []  # visits under way: number -> (samples, their tokens, cut)
         for m, visit, k in self.plan.batches(self.start):
             if self.mine(m):
                 if visit[0] not in held:
@@ -290,7 +340,11 @@ class Batches(torch.utils.data.IterableDataset):
                 source, rows, waves = self.plan.sources[visit[1]], cut[k], None
                 if self.decode and not source.index.get("vectors"):
                     rows, waves = self.waves(samples, rows, m, broken)
-                batch = collate([samples[i] for i in rows], [tokens[i] for i in rows], self.template.tokenizer.eos_token_id)
+                batch = collate(
+                    [samples[i] for i in rows],
+                    [tokens[i] for i in rows],
+                    self.template.tokenizer.eos_token_id,
+                )
                 if waves is not None:
                     batch["audio"] = waves
                 yield {**batch, "m": m, "source": source.name, "broken": broken}
@@ -305,7 +359,9 @@ class Batches(torch.utils.data.IterableDataset):
         for i in range(len(source.shards)):
             shard = (visit[2] + i) % len(source.shards)
             samples = []
-            for sample in read_shard(source.path(shard), source.shards[shard]["n"], self.strict, broken, need == "audio"):
+            for sample in read_shard(
+                source.path(shard), source.shards[shard]["n"], self.strict, broken, need == "audio"
+            ):
                 if sample.get(need) is not None:
                     samples.append(sample)
                 elif self.strict:
@@ -315,7 +371,9 @@ class Batches(torch.utils.data.IterableDataset):
             if samples:
                 tokens = self.template.encode(samples)
                 return samples, tokens, self.plan.cut(visit, [len(ids) for ids, _ in tokens])
-        raise DataError(f"{source.url}: no usable sample in any shard; the last problem: {broken[-1]}")
+        raise DataError(
+            f"{source.url}: no usable sample in any shard; the last problem: {broken[-1]}"
+        )
 
     def waves(self, samples, rows, m, broken):
         """(rows, (B, T)); a clip that cannot be decoded is named, and a good one of the same shard takes its place."""
@@ -324,22 +382,33 @@ class Batches(torch.utils.data.IterableDataset):
             if len(waves) == len(rows):
                 break
             try:
-                waves.append(self.decode(samples[i]["audio"], (self.plan.seed * 1_000_003 + m) * 4096 + len(waves)))
+                waves.append(
+                    self.decode(
+                        samples[i]["audio"], (self.plan.seed * 1_000_003 + m) * 4096 + len(waves)
+                    )
+                )
                 good.append(i)
             except ValueError as e:
                 if self.strict:
                     raise
                 broken.append(f"{samples[i]['source']} {samples[i]['id']}: {e}")
         if not good:
-            raise DataError(f"not one clip of the shard of micro-batch {m} can be decoded; the last problem: {broken[-1]}")
+            raise DataError(
+                f"not one clip of the shard of micro-batch {m} can be decoded; the last problem: {broken[-1]}"
+            )
         fill = np.resize(np.arange(len(good)), len(rows))
         return [good[i] for i in fill], torch.stack([waves[i] for i in fill])
 
 
 def loader(batches, workers=2, pin=False):
     """A DataLoader that keeps the plan's order whatever the number of workers."""
-    return torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=pin,
-                                       prefetch_factor=4 if workers else None)
+    return torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 Any format that libsndfile reads, any length. A file that cannot be read is named on stderr; the others are answered.
 """
+
 import argparse
 import json
 import sys
@@ -19,12 +20,21 @@ from santa import BRIDGES, RELEASED_NORM, bridge
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--ask", default="Generate audio caption.", help="instruction or question")
     parser.add_argument("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
-    parser.add_argument("--bridge", default="santa", choices=list(BRIDGES), help="across the modality gap (santa.py)")
-    parser.add_argument("--crop", default="windows", choices=("center", "random", "windows"), help="of long files")
+    parser.add_argument(
+        "--bridge",
+        default="santa",
+        choices=list(BRIDGES),
+        help="across the modality gap (santa.py)",
+    )
+    parser.add_argument(
+        "--crop", default="windows", choices=("center", "random", "windows"), help="of long files"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random crops and fresh noise")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", action="store_true", help="JSON lines: file, instruction, answer")
@@ -46,18 +56,25 @@ def main(argv=None):
     norm, failed = RELEASED_NORM if args.bridge == "official" else 1.0, 0
     for start in range(0, len(args.files), args.batch):
         files, vectors = [], []
-        for file in args.files[start:start + args.batch]:
+        for file in args.files[start : start + args.batch]:
             try:
-                vectors.append(encode_file(clap, file, args.crop, generator).cpu())             # (D,)
+                vectors.append(encode_file(clap, file, args.crop, generator).cpu())  # (D,)
                 files.append(file)
             except AudioError as e:
                 print(f"sample.py: {e}", file=sys.stderr)
                 failed += 1
         if not files:
             continue
-        for file, answer in zip(files, model.generate(across(norm * torch.stack(vectors)), [args.ask] * len(files))):
+        for file, answer in zip(
+            files, model.generate(across(norm * torch.stack(vectors)), [args.ask] * len(files))
+        ):
             if args.json:
-                print(json.dumps({"file": file, "instruction": args.ask, "answer": answer}, ensure_ascii=False))
+                print(
+                    json.dumps(
+                        {"file": file, "instruction": args.ask, "answer": answer},
+                        ensure_ascii=False,
+                    )
+                )
             else:
                 print(answer if len(args.files) == 1 else f"{file}: {answer}")
     return 1 if failed else 0

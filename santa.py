@@ -7,6 +7,7 @@
 Tensors only, nothing learned, no gradients: a CLAP, a mapper and a language model are other files' business. Randomness is
 drawn on the generator's device and then moved, so a CPU generator gives the same numbers whatever device the tensors are on.
 """
+
 import json
 import math
 
@@ -16,8 +17,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SCRATCH = {"cpu": 2 ** 22, "cuda": 2 ** 27}     # numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
-SLACK = 32              # rows beyond L that Santa's float32 shortlist keeps for the exact ranking
+SCRATCH = {
+    "cpu": 2**22,
+    "cuda": 2**27,
+}  # numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
+SLACK = 32  # rows beyond L that Santa's float32 shortlist keeps for the exact ranking
 
 
 def _floats(x):
@@ -48,10 +52,17 @@ def _over(f, z, memory, row):
 
 def _check_rows(x, what):
     if x.ndim != 2 or not x.is_floating_point() or 0 in x.shape:
-        raise ValueError(f"{what} must be a non-empty (rows, D) float tensor, not {tuple(x.shape)} of {x.dtype}")
-    bad = [] if x.sum().isfinite() else (~x.isfinite().all(1)).nonzero()        # the sum is the cheaper question
+        raise ValueError(
+            f"{what} must be a non-empty (rows, D) float tensor, not {tuple(x.shape)} of {x.dtype}"
+        )
+    bad = (
+        [] if x.sum().isfinite() else (~x.isfinite().all(1)).nonzero()
+    )  # the sum is the cheaper question
     if len(bad):
-        raise ValueError(f"{what}: row {bad[0].item()} is not finite" + f" (and {len(bad) - 1} more)" * (len(bad) > 1))
+        raise ValueError(
+            f"{what}: row {bad[0].item()} is not finite"
+            + f" (and {len(bad) - 1} more)" * (len(bad) > 1)
+        )
 
 
 @torch.no_grad()
@@ -67,10 +78,13 @@ def add_noise(z, variance, generator=None):
     z = _unit(z)
     if variance == 0:
         return z
-    return _unit(z + math.sqrt(variance) * _draw(torch.randn, z, *z.shape, generator=generator).to(z.dtype))
+    return _unit(
+        z + math.sqrt(variance) * _draw(torch.randn, z, *z.shape, generator=generator).to(z.dtype)
+    )
 
 
 # --- k-means --------------------------------------------------------------------------------------------------------------
+
 
 def _squares(x):
     """(N, D) -> (N,): squared lengths, without a second x in memory."""
@@ -81,9 +95,11 @@ def _assign(x, centers, labels):
     """Each row's closest center (N,), where `labels` was a guess, and its squared distance less the row's own square (N,)."""
     square, labels, low = centers.square().sum(1), labels.clone(), x.new_empty(len(x))
     chunks = [_chunks(t, len(centers)) for t in (x, labels, low)]
-    table = x.new_empty(len(chunks[0][0]), len(centers))            # one for all: fresh pages cost a tenth of the product
+    table = x.new_empty(
+        len(chunks[0][0]), len(centers)
+    )  # one for all: fresh pages cost a tenth of the product
     for rows, label, least in zip(*chunks):
-        far = torch.addmm(square, rows, centers.T, alpha=-2, out=table[:len(rows)])             # (b, K)
+        far = torch.addmm(square, rows, centers.T, alpha=-2, out=table[: len(rows)])  # (b, K)
         if x.is_cuda:
             torch.min(far, 1, out=(least, label))
             continue
@@ -103,25 +119,33 @@ def _plusplus(x, k, generator):
     the distribution of now.
     """
     square, trials = _squares(x), 2 + int(math.log(k))
-    longest = max(1, max(2 ** 24, x.numel() // 16) // (trials * len(x)))    # choices that a pool may serve: a table of 64 MB or x's sixteenth
+    longest = max(
+        1, max(2**24, x.numel() // 16) // (trials * len(x))
+    )  # choices that a pool may serve: a table of 64 MB or x's sixteenth
     table, trial = x.new_empty(longest * trials, len(x)), x.new_empty(trials, len(x))
 
-    def distances(rows):                                                                        # (R,) -> (R, N)
-        out = torch.mm(-2 * x.index_select(0, rows), x.T, out=table[:len(rows)])
+    def distances(rows):  # (R,) -> (R, N)
+        out = torch.mm(-2 * x.index_select(0, rows), x.T, out=table[: len(rows)])
         return out.add_(square).add_(square[rows, None])
 
-    chosen = _draw(torch.randint, x, len(x), (1,), generator=generator)                         # (1,)
-    closest = distances(chosen)[0].clamp(min=0)                                                 # (N,)
+    chosen = _draw(torch.randint, x, len(x), (1,), generator=generator)  # (1,)
+    closest = distances(chosen)[0].clamp(min=0)  # (N,)
     while len(chosen) < k:
         # the more centers there are, the less a new one changes, and the longer a pool stays fresh
         size = trials * max(1, min(len(chosen) // 4, longest))
-        total = closest.cpu().cumsum(0, dtype=torch.float64)    # on CUDA the last digit of a cumsum is left to chance
+        total = closest.cpu().cumsum(
+            0, dtype=torch.float64
+        )  # on CUDA the last digit of a cumsum is left to chance
         at, luck = _draw(torch.rand, total, 2, size, generator=generator, dtype=torch.float64)
-        pool = torch.searchsorted(total, at * total[-1], right=True).clamp_(max=len(x) - 1).to(x.device)    # (R,)
+        pool = (
+            torch.searchsorted(total, at * total[-1], right=True)
+            .clamp_(max=len(x) - 1)
+            .to(x.device)
+        )  # (R,)
         bar, used = luck.to(x) * closest[pool], 0
         distances(pool)
         while len(chosen) < k:
-            taken = used + (bar[used:] <= closest[pool[used:]]).nonzero()[:trials, 0]           # (trials,)
+            taken = used + (bar[used:] <= closest[pool[used:]]).nonzero()[:trials, 0]  # (trials,)
             if len(taken) < trials:
                 break
             torch.index_select(table, 0, taken, out=trial)
@@ -148,11 +172,15 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
         raise ValueError(f"k must be within 1 and the number of rows ({len(x)}), not {k}")
     x = _floats(x)
     mean = x.mean(0)
-    x = x - mean            # |c|^2 - 2 x.c loses its digits where the rows' common mean is long beside their spread
+    x = (
+        x - mean
+    )  # |c|^2 - 2 x.c loses its digits where the rows' common mean is long beside their spread
     if isinstance(init, torch.Tensor):
         _check_rows(init, "init")
         if init.shape != (k, x.shape[1]):
-            raise ValueError(f"init must hold {k} centers of {x.shape[1]} dimensions, not {tuple(init.shape)}")
+            raise ValueError(
+                f"init must hold {k} centers of {x.shape[1]} dimensions, not {tuple(init.shape)}"
+            )
         centers = init.to(x) - mean
     elif init == "++":
         centers = _plusplus(x, k, generator)
@@ -165,12 +193,14 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
     for i in range(iters):
         closest, low = _assign(x, centers, labels)
         if i > 0 and torch.equal(closest, labels):
-            break                                                       # the centers are these labels' means already
+            break  # the centers are these labels' means already
         labels, size = closest, closest.bincount(minlength=k)
         empty = (size == 0).nonzero()[:, 0]
         if len(empty):
             distance, far = (low + _squares(x)).topk(len(empty))
-            labels[far[distance > 0]] = empty[distance > 0]             # a row on its center would start nothing new
+            labels[far[distance > 0]] = empty[
+                distance > 0
+            ]  # a row on its center would start nothing new
             size = labels.bincount(minlength=k)
         # sums by cluster; index_add_ would do, but on CUDA it adds in any order
         sums = F.embedding_bag(labels.argsort(stable=True), x, size.cumsum(0) - size, mode="sum")
@@ -181,6 +211,7 @@ def kmeans(x, k, iters=100, generator=None, init="++"):
 
 
 # --- Santa ----------------------------------------------------------------------------------------------------------------
+
 
 class Santa(nn.Module):
     """Strongly-related noisy text with audio: section 3.4, Eq. 6-7.
@@ -197,13 +228,21 @@ class Santa(nn.Module):
         for name, x in rows.items():
             _check_rows(x, name)
             if x.shape[1] != memory.shape[1] or (name == "clean" and len(x) != len(memory)):
-                raise ValueError(f"{name} {tuple(x.shape)} does not fit a memory of {tuple(memory.shape)}")
+                raise ValueError(
+                    f"{name} {tuple(x.shape)} does not fit a memory of {tuple(memory.shape)}"
+                )
         if labels.shape != memory.shape[:1] or labels.min() < 0 or labels.max() >= len(centers):
-            raise ValueError(f"labels must be ({len(memory)},) numbers of centers, 0 to {len(centers) - 1}")
+            raise ValueError(
+                f"labels must be ({len(memory)},) numbers of centers, 0 to {len(centers) - 1}"
+            )
         if int(L) != L or L < 1 or not tau > 0 or not 0 <= lam <= 1:
-            raise ValueError(f"need a whole L >= 1, tau > 0 and 0 <= lam <= 1, not {L}, {tau}, {lam}")
+            raise ValueError(
+                f"need a whole L >= 1, tau > 0 and 0 <= lam <= 1, not {L}, {tau}, {lam}"
+            )
         self.L, self.tau, self.lam, self.variance = int(L), tau, lam, variance
-        self.scratch = max(len(memory), (self.L + SLACK) * memory.shape[1])         # numbers that a query takes
+        self.scratch = max(
+            len(memory), (self.L + SLACK) * memory.shape[1]
+        )  # numbers that a query takes
         for name in ("memory", "centers", "clean"):
             self.register_buffer(name, rows[name].to(_floats(memory)) if name in rows else None)
         self.register_buffer("labels", labels.to(memory.device, torch.long))
@@ -217,12 +256,20 @@ class Santa(nn.Module):
         are fewer rows than k clusters.
         """
         _check_rows(text_vectors, "text_vectors")
-        clean = _unit(text_vectors[_draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)[:m]])
+        clean = _unit(
+            text_vectors[
+                _draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)[:m]
+            ]
+        )
         if k > len(clean):
-            raise ValueError(f"{k} clusters from {len(clean)} memory rows (m = {m}, {len(text_vectors)} texts): "
-                             f"lower k to {len(clean)} or less (the paper has some 50 rows a cluster), or give more texts")
+            raise ValueError(
+                f"{k} clusters from {len(clean)} memory rows (m = {m}, {len(text_vectors)} texts): "
+                f"lower k to {len(clean)} or less (the paper has some 50 rows a cluster), or give more texts"
+            )
         memory = add_noise(clean, variance, generator)
-        return cls(memory, *kmeans(memory, k, generator=generator), clean=clean, variance=variance, **hyper)
+        return cls(
+            memory, *kmeans(memory, k, generator=generator), clean=clean, variance=variance, **hyper
+        )
 
     def but(self, **changes):
         """The same Santa but for some of the constructor's arguments: santa.but(tau=0.05). Tensors are shared."""
@@ -233,23 +280,31 @@ class Santa(nn.Module):
     def retrieve(self, z):
         """z (B, D), taken as it is -> rows of the memory (B, min(L, M)), closest first; which of them count (same, bool): not
         the last ones where the cluster is smaller; and the closest cluster (B,)."""
-        far = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist")         # (B, K), Eq. 6
+        far = torch.cdist(
+            z, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # (B, K), Eq. 6
         full = self.labels.bincount(minlength=len(self.centers)) > 0
-        closest = far.masked_fill(~full, math.inf).argmin(1)            # a center without rows has nothing to give
+        closest = far.masked_fill(~full, math.inf).argmin(
+            1
+        )  # a center without rows has nothing to give
         # One matrix product over the whole memory is cheaper than gathering clusters of all sizes. Its rounding depends on
         # the batch, so it only makes a shortlist, and what ranks are the true distances, the same in any batch.
-        rough = torch.addmm(self.memory.square().sum(1), z, self.memory.T, alpha=-2)            # (B, M)
+        rough = torch.addmm(self.memory.square().sum(1), z, self.memory.T, alpha=-2)  # (B, M)
         rough = rough.masked_fill(self.labels != closest[:, None], math.inf)
-        rows = rough.topk(min(self.L + SLACK, len(self.memory)), largest=False).indices         # (B, L + SLACK)
+        rows = rough.topk(
+            min(self.L + SLACK, len(self.memory)), largest=False
+        ).indices  # (B, L + SLACK)
         far = (self.memory[rows] - z[:, None]).square().sum(-1)
         far = far.masked_fill(self.labels[rows] != closest[:, None], math.inf)
-        far, best = far.topk(min(self.L, len(self.memory)), largest=False)                      # (B, L)
+        far, best = far.topk(min(self.L, len(self.memory)), largest=False)  # (B, L)
         return rows.gather(1, best), far < math.inf, closest
 
     def blend(self, a, rows, valid):
         """a (B, D), rows (B, L, D), valid (B, L) -> (B, D): Eq. 7."""
-        scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)                     # (B, L)
-        return (1 - self.lam) * a + self.lam * ((scores / self.tau).softmax(-1)[..., None] * rows).sum(1)
+        scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)  # (B, L)
+        return (1 - self.lam) * a + self.lam * (
+            (scores / self.tau).softmax(-1)[..., None] * rows
+        ).sum(1)
 
     @torch.no_grad()
     def forward(self, z):
@@ -259,15 +314,19 @@ class Santa(nn.Module):
         normalised again: Eq. 7 does not, and the mapper normalises its input anyway. Computed where the memory lives,
         returned where z lives; a row's result does not depend on the rest of the batch.
         """
+
         def across(a):
             rows, valid, _ = self.retrieve(a)
             return self.blend(a, self.memory[rows], valid)
+
         return _over(across, _unit(z), self.memory, self.scratch)
 
     def save(self, path):
         """Writes buffers and hyper-parameters to one safetensors file."""
         hyper = {name: getattr(self, name) for name in ("L", "tau", "lam", "variance")}
-        buffers = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}     # none shared
+        buffers = {
+            k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()
+        }  # none shared
         save_file(buffers, path, metadata={"santa": json.dumps(hyper)})
 
     @classmethod
@@ -275,13 +334,17 @@ class Santa(nn.Module):
         """A Santa as `save` wrote it. Raises ValueError where the file is another kind of safetensors."""
         with safe_open(path, "pt", device=str(device)) as f:
             if "santa" not in (f.metadata() or {}):
-                raise ValueError(f"{path} is not a Santa memory: write one with Santa.build(...).save(path)")
-            return cls(**{k: f.get_tensor(k) for k in f.keys()}, **json.loads(f.metadata()["santa"]))
+                raise ValueError(
+                    f"{path} is not a Santa memory: write one with Santa.build(...).save(path)"
+                )
+            return cls(
+                **{k: f.get_tensor(k) for k in f.keys()}, **json.loads(f.metadata()["santa"])
+            )
 
 
 # --- the other bridges ----------------------------------------------------------------------------------------------------
 
-BRIDGES = {     # a is the unit audio vector, S the memory's texts, without noise where not said otherwise
+BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise where not said otherwise
     "none": "a: noise while training and nothing at inference (NoAudioCaptioning)",
     "nearest": "the text of S closest to a",
     "memory": "softmax(a S^T / tau) S (DRCap)",
@@ -296,7 +359,7 @@ BRIDGES = {     # a is the unit audio vector, S the memory's texts, without nois
 }
 
 
-RELEASED_NORM = 32.0            # of msclap's audio vectors, which the released code does not normalise: what `official` should be handed
+RELEASED_NORM = 32.0  # of msclap's audio vectors, which the released code does not normalise: what `official` should be handed
 
 
 def bridge(name, santa=None, audio_mean=None, generator=None):
@@ -320,24 +383,34 @@ def bridge(name, santa=None, audio_mean=None, generator=None):
     if name in ("none", "santa-mb"):
         return torch.no_grad()(_unit)
     if santa is None:
-        raise ValueError(f"bridge {name!r} needs a memory: Santa.build(text_vectors) or Santa.load(path)")
+        raise ValueError(
+            f"bridge {name!r} needs a memory: Santa.build(text_vectors) or Santa.load(path)"
+        )
     if name == "santa":
         return santa
     if name == "santa-ae":
         return santa.but(lam=1.0)
-    if name == "santa-kmeans":      # one cluster holds all
-        return santa.but(centers=santa.memory.mean(0, keepdim=True), labels=torch.zeros_like(santa.labels))
+    if name == "santa-kmeans":  # one cluster holds all
+        return santa.but(
+            centers=santa.memory.mean(0, keepdim=True), labels=torch.zeros_like(santa.labels)
+        )
     if santa.clean is None:
-        raise ValueError(f"bridge {name!r} needs the memory's texts without noise: Santa.build keeps them, Santa(clean=...)")
+        raise ValueError(
+            f"bridge {name!r} needs the memory's texts without noise: Santa.build keeps them, Santa(clean=...)"
+        )
     S, k = _unit(santa.clean), len(santa.centers)
     if name == "santa-gn":
-        return santa.but(memory=S, **dict(zip(("centers", "labels"), kmeans(S, k, generator=generator))))
+        return santa.but(
+            memory=S, **dict(zip(("centers", "labels"), kmeans(S, k, generator=generator)))
+        )
     if name == "official":
         centers, labels = kmeans(S, k, 10, generator, "random")
         return _official(santa.but(memory=S, centers=centers, labels=labels), generator)
     if name == "shift":
         if audio_mean is None or audio_mean.shape != S.shape[1:]:
-            raise ValueError(f"bridge 'shift' needs audio_mean ({S.shape[1]},): the mean of unit audio vectors")
+            raise ValueError(
+                f"bridge 'shift' needs audio_mean ({S.shape[1]},): the mean of unit audio vectors"
+            )
         offset = S.mean(0) - audio_mean.to(S)
     to_text = {
         "nearest": lambda a: S[(a @ S.T).argmax(1)],
@@ -352,23 +425,31 @@ def bridge(name, santa=None, audio_mean=None, generator=None):
 def _official(santa, generator):
     count = torch.arange(len(santa.labels), device=santa.labels.device)
     first = torch.zeros(len(santa.centers), dtype=torch.long, device=count.device)
-    first = first.scatter_reduce(0, santa.labels, count, "amin", include_self=False)            # (K,) each cluster's first row
+    first = first.scatter_reduce(
+        0, santa.labels, count, "amin", include_self=False
+    )  # (K,) each cluster's first row
 
     def across(a):
         rows, valid, closest = santa.retrieve(a)
         lacking = (0, santa.L - rows.shape[1])
-        rows, valid = F.pad(rows, lacking), F.pad(valid, lacking)                               # (B, L)
+        rows, valid = F.pad(rows, lacking), F.pad(valid, lacking)  # (B, L)
         rows = torch.where(valid, rows, first[closest][:, None])
-        return santa.blend(a, add_noise(santa.memory[rows], santa.variance, generator), torch.ones_like(valid))
+        return santa.blend(
+            a, add_noise(santa.memory[rows], santa.variance, generator), torch.ones_like(valid)
+        )
+
     return torch.no_grad()(lambda z: _over(across, z, santa.memory, santa.scratch))
 
 
 # --- measures of the gap --------------------------------------------------------------------------------------------------
 
+
 def _pairs(text, audio):
     _check_rows(text, "text"), _check_rows(audio, "audio")
     if text.shape != audio.shape:
-        raise ValueError(f"row i of text and of audio are a pair, so {tuple(text.shape)} and {tuple(audio.shape)} must match")
+        raise ValueError(
+            f"row i of text and of audio are a pair, so {tuple(text.shape)} and {tuple(audio.shape)} must match"
+        )
     return _unit(text), _unit(audio).to(text.device)
 
 
@@ -392,7 +473,7 @@ def _recall(queries, items, ks):
     """
     hits, start = [0.0] * len(ks), 0
     for q in _chunks(queries, len(items)):
-        similar = q @ items.T                                                                   # (b, N)
+        similar = q @ items.T  # (b, N)
         own = similar.diagonal(start)[:, None]
         above, level, start = (similar > own).sum(1), (similar == own).sum(1), start + len(q)
         hits = [h + ((k - above) / level).clamp(0, 1).sum().item() for h, k in zip(hits, ks)]
@@ -412,17 +493,37 @@ def gap(text, audio, folds=5):
         a_distance              proxy A-distance 2 (1 - 2 classifier_error), 2 to 0 (an error over 0.5 counts as 0.5)
     Raises ValueError where text and audio do not match or there are fewer pairs than folds.
     """
-    from sklearn.linear_model import LogisticRegression         # here, for all else runs without loading scikit-learn
+    from sklearn.linear_model import (
+        LogisticRegression,
+    )  # here, for all else runs without loading scikit-learn
     from sklearn.model_selection import GroupKFold, cross_val_predict
+
     text, audio = _pairs(text, audio)
     n = len(text)
     if n < folds:
         raise ValueError(f"{n} pairs cannot be split into {folds} folds")
-    both, side, pair = torch.cat([text, audio]).cpu().numpy(), torch.arange(2 * n) >= n, torch.arange(2 * n) % n
-    guess = cross_val_predict(LogisticRegression(max_iter=1000), both, side.numpy(), groups=pair.numpy(), cv=GroupKFold(folds))
+    both, side, pair = (
+        torch.cat([text, audio]).cpu().numpy(),
+        torch.arange(2 * n) >= n,
+        torch.arange(2 * n) % n,
+    )
+    guess = cross_val_predict(
+        LogisticRegression(max_iter=1000),
+        both,
+        side.numpy(),
+        groups=pair.numpy(),
+        cv=GroupKFold(folds),
+    )
     error = (guess != side.numpy()).mean().item()
-    recalls = {f"{name}_R@{k}": share for name, *sides in (("audio_to_text", audio, text), ("text_to_audio", text, audio))
-               for k, share in zip((1, 10), _recall(*sides, (1, 10)))}
-    return {"centroid_distance": (text.mean(0) - audio.mean(0)).norm().item(),
-            "paired_cosine": (text * audio).sum(1).mean().item(), **recalls,
-            "classifier_error": error, "a_distance": max(0.0, 2 * (1 - 2 * error))}
+    recalls = {
+        f"{name}_R@{k}": share
+        for name, *sides in (("audio_to_text", audio, text), ("text_to_audio", text, audio))
+        for k, share in zip((1, 10), _recall(*sides, (1, 10)))
+    }
+    return {
+        "centroid_distance": (text.mean(0) - audio.mean(0)).norm().item(),
+        "paired_cosine": (text * audio).sum(1).mean().item(),
+        **recalls,
+        "classifier_error": error,
+        "a_distance": max(0.0, 2 * (1 - 2 * error)),
+    }

@@ -1,8 +1,9 @@
 """Settings: a dataclass says what there is, config/NAME.py what a run changes, the command line what you change.
 
-    config/NAME.py      a docstring and `config = dict(field=value, ...)`
-    command line        [NAME] [--field=value ...]     values as Python writes them; strings need no quotes
+config/NAME.py      a docstring and `config = dict(field=value, ...)`
+command line        [NAME] [--field=value ...]     values as Python writes them; strings need no quotes
 """
+
 import ast
 import difflib
 import importlib
@@ -43,7 +44,9 @@ def make(cls, values):
         if kind is float and type(value) is int:
             values[key] = float(value)
         elif type(value) is not kind:
-            sys.exit(f"{key}={value!r}: expected {kind.__name__}, as in {key}={getattr(cls(), key)!r}")
+            sys.exit(
+                f"{key}={value!r}: expected {kind.__name__}, as in {key}={getattr(cls(), key)!r}"
+            )
     return cls(**values)
 
 
@@ -57,7 +60,7 @@ def parse(text, kind):
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text                                 # make() refuses it by name
+        return text  # make() refuses it by name
 
 
 def nearest(name, names):

@@ -1,10 +1,23 @@
 """MATS-Audio (section 4.1, B.2): MATS-LLaMA's configuration, supervised by audio instead of text, on AudioAIA (Table S6).
 
-    torchrun --nproc_per_node=2 train.py mats_audio
+torchrun --nproc_per_node=2 train.py mats_audio
 """
+
 from config.mats_gpt2 import audiotia
 from config.mats_llama import config as mats_llama
 
-TEST_ONLY = {"cremad", "vocalsound", "esc50", "urbansound8k", "beijing_opera", "gtzan", "song_describer"}       # of Table S5, not in S6
-config = mats_llama | dict(out="out/mats_audio", train="data/audioaia-msclap", supervision="audio",
-                           mixture={name: weight for name, weight in audiotia.items() if name not in TEST_ONLY})
+TEST_ONLY = {
+    "cremad",
+    "vocalsound",
+    "esc50",
+    "urbansound8k",
+    "beijing_opera",
+    "gtzan",
+    "song_describer",
+}  # of Table S5, not in S6
+config = mats_llama | dict(
+    out="out/mats_audio",
+    train="data/audioaia-msclap",
+    supervision="audio",
+    mixture={name: weight for name, weight in audiotia.items() if name not in TEST_ONLY},
+)

@@ -16,6 +16,7 @@ TRIES times. Lines are only ever added: after a kill the same command asks for w
 digest of all that was judged, so a prediction that has changed is judged anew. Files of verdicts among the FILEs are passed over. The
 API key comes from OPENAI_API_KEY.
 """
+
 import argparse
 import hashlib
 import json
@@ -30,12 +31,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, local_name, read_lines
 from data import DataError
+from scoring.llm import (
+    OPENAI,
+    Endpoint,
+    Local,
+    Unanswered,
+    answers,
+    go_ahead,
+    growing,
+    local_name,
+    read_lines,
+)
 
-JUDGE = "gpt-4-0125-preview"                        # AIR-Bench's
+JUDGE = "gpt-4-0125-preview"  # AIR-Bench's
 ORDERS = ("reference first", "model first")
-TRIES = 3                                           # times that a pair is asked, in all runs together, until its verdict can be read
+TRIES = 3  # times that a pair is asked, in all runs together, until its verdict can be read
 SHOWN = ("instruction", "answer", "meta_info", "prediction")
 
 
@@ -46,14 +57,21 @@ contains.
 Score each answer from 1 (worthless) to 10 (could not be better). Weigh how helpful it is to whoever asked, how relevant to the question, \
 how accurate by the notes, and how comprehensive. Neither the place nor the style of an answer may change its score.
 Reply with a single line: the score of the first answer, a space, the score of the second answer. Write nothing else."""
-AGAIN = "Your reply must be two numbers from 1 to 10 with a space between them, and not one word more."
+AGAIN = (
+    "Your reply must be two numbers from 1 to 10 with a space between them, and not one word more."
+)
 
 
 def prompt(row, order, again=False):
     """Chat messages that ask for one verdict; again: an earlier reply to them could not be read."""
-    pair = [row["answer"], row["prediction"]][::1 if order == "reference first" else -1]
-    parts = {"Notes on the audio": row["meta_info"], "Question": row["instruction"], "First answer": pair[0], "Second answer": pair[1],
-             "Both scores": AGAIN if again else ""}
+    pair = [row["answer"], row["prediction"]][:: 1 if order == "reference first" else -1]
+    parts = {
+        "Notes on the audio": row["meta_info"],
+        "Question": row["instruction"],
+        "First answer": pair[0],
+        "Second answer": pair[1],
+        "Both scores": AGAIN if again else "",
+    }
     task = "\n\n".join(f"### {title}\n{text}" for title, text in parts.items())
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task.strip()}]
 
@@ -62,8 +80,11 @@ def prompt(row, order, again=False):
 
 NUMBER = r"([0-9]{1,2}(?:\.[0-9]+)?)(?: ?/ ?10)?"
 CALLED = r"(?:(?:the )?(?:{0} )?(?:assistant|answer|response|model)(?: ?{1})?(?:'s)?(?: score)?|{0}) ?[:=] ?"
-PAIR = re.compile(rf"(?:scores?: )?(?:{CALLED.format('first', '(?:1|a|one)')})?{NUMBER}(?:[,;]? | ?[|] ?| and )"
-                  rf"(?:{CALLED.format('second', '(?:2|b|two)')})?{NUMBER}[.]?", re.I)
+PAIR = re.compile(
+    rf"(?:scores?: )?(?:{CALLED.format('first', '(?:1|a|one)')})?{NUMBER}(?:[,;]? | ?[|] ?| and )"
+    rf"(?:{CALLED.format('second', '(?:2|b|two)')})?{NUMBER}[.]?",
+    re.I,
+)
 
 
 def parse(text):
@@ -73,9 +94,14 @@ def parse(text):
     brackets, on one line or two; with an explanation before or after, if the first or the last line is nothing but the scores. Not
     read: two lines that say different scores, anything outside 1 to 10, "8,7" (a decimal comma?), "8 (10)" (of 10?), "8" alone.
     """
-    lines = [" ".join(re.sub("[*`]", "", line).strip("[]()\"' \t").split()) for line in text.splitlines()]
+    lines = [
+        " ".join(re.sub("[*`]", "", line).strip("[]()\"' \t").split()) for line in text.splitlines()
+    ]
     lines = [line for line in lines if line]
-    tried = [PAIR.fullmatch(t) for t in ([lines[0], lines[-1]] + [" ".join(lines)] * (len(lines) == 2) if lines else [])]
+    tried = [
+        PAIR.fullmatch(t)
+        for t in ([lines[0], lines[-1]] + [" ".join(lines)] * (len(lines) == 2) if lines else [])
+    ]
     found = {tuple(map(float, m.groups())) for m in tried if m}
     if len(found) == 1 and all(1 <= score <= 10 for score in min(found)):
         return list(min(found))
@@ -84,10 +110,12 @@ def parse(text):
 def fit(row):
     """A row's id and what the judge is shown of it. Raises DataError where one of these is not text."""
     row = {k: row.get(k) for k in ("id", *SHOWN)}
-    if isinstance(row["answer"], list) and len(row["answer"]) == 1:         # AIR-Bench has one reference
+    if isinstance(row["answer"], list) and len(row["answer"]) == 1:  # AIR-Bench has one reference
         row["answer"] = row["answer"][0]
     if lacks := [k for k in SHOWN if not isinstance(row[k], str)]:
-        raise DataError(f"no {' and no '.join(lacks)} as text in the row {row['id']!r}; is it a prediction on AIR-Bench Chat?")
+        raise DataError(
+            f"no {' and no '.join(lacks)} as text in the row {row['id']!r}; is it a prediction on AIR-Bench Chat?"
+        )
     return row
 
 
@@ -99,7 +127,9 @@ def digest(row):
 def verdict(row):
     """One line of a file of verdicts, checked; raises ValueError, LookupError or TypeError if it is none."""
     scores = row["scores"]
-    if row["order"] not in ORDERS or not all(isinstance(row[k], str) for k in ("judge", "row", "text")):
+    if row["order"] not in ORDERS or not all(
+        isinstance(row[k], str) for k in ("judge", "row", "text")
+    ):
         raise ValueError("order, judge, row or text")
     if scores is not None and not (len(scores) == 2 and all(1 <= s <= 10 for s in scores)):
         raise ValueError("scores")
@@ -112,7 +142,9 @@ def predictions(path):
         raise DataError(f"{path}: there is no such file of predictions; eval.py writes them")
     rows, end = read_lines(path, fit, "prediction")
     if not rows or end < os.path.getsize(path):
-        raise DataError(f"{path} {'is cut off' if rows else 'holds no predictions'}; let eval.py write it again")
+        raise DataError(
+            f"{path} {'is cut off' if rows else 'holds no predictions'}; let eval.py write it again"
+        )
     return rows
 
 
@@ -135,10 +167,11 @@ def tally(found, judge):
 @dataclass
 class Table:
     """All verdicts of one judge on n rows; index 0 is "reference first", 1 "model first"."""
-    judge: str | None               # None: the file is empty as yet
-    model: torch.Tensor             # (n, 2) float64, nan where there is no readable verdict
-    reference: torch.Tensor         # (n, 2)
-    asked: torch.Tensor             # (n, 2) int64: verdicts that are stored, readable or not
+
+    judge: str | None  # None: the file is empty as yet
+    model: torch.Tensor  # (n, 2) float64, nan where there is no readable verdict
+    reference: torch.Tensor  # (n, 2)
+    asked: torch.Tensor  # (n, 2) int64: verdicts that are stored, readable or not
 
 
 def table(path, rows, judge=None):
@@ -151,14 +184,24 @@ def table(path, rows, judge=None):
     if judge is None and len(names) > 1:
         raise DataError(f"{path} holds verdicts of several judges; choose one: {', '.join(names)}")
     if not os.path.exists(path) or judge not in (None, *names):
-        raise DataError(f"{path}: no verdicts{f' by {judge}' if judge else ''}; first: python -m scoring.judge FILE.jsonl")
-    judge = judge or (names[0] if names else None)         # a run may have been killed before its first verdict
+        raise DataError(
+            f"{path}: no verdicts{f' by {judge}' if judge else ''}; first: python -m scoring.judge FILE.jsonl"
+        )
+    judge = judge or (
+        names[0] if names else None
+    )  # a run may have been killed before its first verdict
     asked, scores = tally(found, judge)
     keys = [[(digest(row), order) for order in ORDERS] for row in rows]
     pairs = [[scores.get(key, (float("nan"),) * 2) for key in both] for both in keys]
-    pairs = torch.tensor(pairs, dtype=torch.float64).view(-1, 2, 2)                             # row, order, place
-    return Table(judge, torch.stack([pairs[:, 0, 1], pairs[:, 1, 0]], 1), torch.stack([pairs[:, 0, 0], pairs[:, 1, 1]], 1),
-                 torch.tensor([[asked[key] for key in both] for both in keys], dtype=torch.int64).view(-1, 2))
+    pairs = torch.tensor(pairs, dtype=torch.float64).view(-1, 2, 2)  # row, order, place
+    return Table(
+        judge,
+        torch.stack([pairs[:, 0, 1], pairs[:, 1, 0]], 1),
+        torch.stack([pairs[:, 0, 0], pairs[:, 1, 1]], 1),
+        torch.tensor([[asked[key] for key in both] for both in keys], dtype=torch.int64).view(
+            -1, 2
+        ),
+    )
 
 
 def verdicts(path, rows, judge=None):
@@ -175,19 +218,30 @@ def summary(path, rows, judge=None):
     """{judge, n, model, reference: mean scores over the n items that have one, items, unparsable, unasked: of 2 x items orders}."""
     t = table(path, rows, judge)
     lacks = t.model.isnan()
-    return {"judge": t.judge, "n": int((~lacks.all(1)).sum()), "items": len(rows), "model": float(t.model.nanmean(1).nanmean()),
-            "reference": float(t.reference.nanmean(1).nanmean()), "unparsable": int((lacks & (t.asked > 0)).sum()),
-            "unasked": int((t.asked == 0).sum())}
+    return {
+        "judge": t.judge,
+        "n": int((~lacks.all(1)).sum()),
+        "items": len(rows),
+        "model": float(t.model.nanmean(1).nanmean()),
+        "reference": float(t.reference.nanmean(1).nanmean()),
+        "unparsable": int((lacks & (t.asked > 0)).sum()),
+        "unasked": int((t.asked == 0).sum()),
+    }
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Report:
     requests: int = 0
-    usage: Counter = field(default_factory=Counter)         # prompt_tokens, completion_tokens, as the endpoint counts them
-    failed: dict = field(default_factory=dict)              # (id, order) -> why it has no verdict
-    unparsable: dict = field(default_factory=dict)          # (id, order) -> the last reply, which could not be read
+    usage: Counter = field(
+        default_factory=Counter
+    )  # prompt_tokens, completion_tokens, as the endpoint counts them
+    failed: dict = field(default_factory=dict)  # (id, order) -> why it has no verdict
+    unparsable: dict = field(
+        default_factory=dict
+    )  # (id, order) -> the last reply, which could not be read
 
 
 def open_pairs(rows, found, judge):
@@ -206,7 +260,11 @@ def judge(rows, ask, path, workers=8):
     """
     report, path, rows = Report(), Path(path), [fit(row) for row in rows]
     with growing(path, verdict, "verdict") as (found, append):
-        todo = {key: (row, n) for key, (row, n) in open_pairs(rows, found, ask.name).items() if n < TRIES}
+        todo = {
+            key: (row, n)
+            for key, (row, n) in open_pairs(rows, found, ask.name).items()
+            if n < TRIES
+        }
         queue, tries = deque(todo), {key: n for key, (_, n) in todo.items()}
 
         def next_chat():
@@ -214,8 +272,15 @@ def judge(rows, ask, path, workers=8):
                 key = queue.popleft()
                 return key, prompt(todo[key][0], key[1], again=tries[key] > 0)
 
-        with closing(answers(ask, next_chat, workers)) as replies, \
-                tqdm(desc=path.stem, unit=" verdicts", total=2 * len(rows), initial=2 * len(rows) - len(todo)) as bar:
+        with (
+            closing(answers(ask, next_chat, workers)) as replies,
+            tqdm(
+                desc=path.stem,
+                unit=" verdicts",
+                total=2 * len(rows),
+                initial=2 * len(rows) - len(todo),
+            ) as bar,
+        ):
             for key, answer in replies:
                 row, order = todo[key][0], key[1]
                 report.requests += 1
@@ -224,7 +289,18 @@ def judge(rows, ask, path, workers=8):
                     continue
                 text, usage = answer
                 scores = parse(text)
-                append([{"id": row["id"], "order": order, "scores": scores, "text": text, "judge": ask.name, "row": key[0]}])
+                append(
+                    [
+                        {
+                            "id": row["id"],
+                            "order": order,
+                            "scores": scores,
+                            "text": text,
+                            "judge": ask.name,
+                            "row": key[0],
+                        }
+                    ]
+                )
                 report.usage.update(usage)
                 tries[key] += 1
                 if scores is None and tries[key] < TRIES:
@@ -237,13 +313,30 @@ def judge(rows, ask, path, workers=8):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="predictions on AIR-Bench Chat, as eval.py writes them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="predictions on AIR-Bench Chat, as eval.py writes them",
+    )
     parser.add_argument("--endpoint", help=f"OpenAI-compatible; default {OPENAI}, with {JUDGE}")
     parser.add_argument("--model", help="the judge's name at the endpoint")
-    parser.add_argument("--local", help="name or folder of a transformers model with a chat template, instead of an endpoint")
-    parser.add_argument("--max-tokens", type=int, default=64, help="of a reply; a judge that thinks first needs more")
-    parser.add_argument("--workers", type=int, default=8, help="requests at once; with --local: prompts in a batch")
+    parser.add_argument(
+        "--local",
+        help="name or folder of a transformers model with a chat template, instead of an endpoint",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=64,
+        help="of a reply; a judge that thinks first needs more",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=8, help="requests at once; with --local: prompts in a batch"
+    )
     parser.add_argument("--yes", action="store_true", help="start without asking")
     args = parser.parse_args(argv)
     if args.local and (args.endpoint or args.model):
@@ -265,45 +358,65 @@ def run(args):
     name, files, left = local_name(args.local) if args.local else args.model or JUDGE, {}, []
     for file in dict.fromkeys(args.files):
         if file.endswith(".verdicts.jsonl"):
-            continue                                # as a pattern brings them
+            continue  # as a pattern brings them
         files[file] = predictions(file)
-        pairs = open_pairs(files[file], read_lines(verdicts_path(file), verdict, "verdict")[0], name)
+        pairs = open_pairs(
+            files[file], read_lines(verdicts_path(file), verdict, "verdict")[0], name
+        )
         todo = [(row, order) for (_, order), (row, n) in pairs.items() if n < TRIES]
         left += todo
         print(f"{file}: {len(files[file]):,} predictions, {len(todo):,} verdicts to ask for")
         for row, order in [(row, order) for (_, order), (row, n) in pairs.items() if n >= TRIES]:
-            print(f"unparsable: {row['id']}, {order}: in none of {TRIES} replies; to have it asked again, delete them")
+            print(
+                f"unparsable: {row['id']}, {order}: in none of {TRIES} replies; to have it asked again, delete them"
+            )
     if not files:
         return "judge.py: no file of predictions among these"
     failed = 0
     if left:
         tokens = sum(len(m["content"]) for row, order in left for m in prompt(row, order)) // 4
-        print(f"about {len(left):,} requests, {tokens:,} tokens in, {4 * len(left):,} out, and some more for replies that cannot be read")
+        print(
+            f"about {len(left):,} requests, {tokens:,} tokens in, {4 * len(left):,} out, and some more for replies that cannot be read"
+        )
         if refused := go_ahead(args.yes):
             return f"judge.py: {refused}"
         if args.local:
             ask = Local(args.local, 0, args.max_tokens)
         else:
-            ask = Endpoint(args.endpoint or OPENAI, name, os.environ.get("OPENAI_API_KEY"), 0, args.max_tokens)
+            ask = Endpoint(
+                args.endpoint or OPENAI, name, os.environ.get("OPENAI_API_KEY"), 0, args.max_tokens
+            )
         try:
             for file, rows in files.items():
                 report = judge(rows, ask, verdicts_path(file), args.workers)
-                print(f"{file}: {report.requests:,} requests, {report.usage['prompt_tokens']:,} tokens in, "
-                      f"{report.usage['completion_tokens']:,} out")
+                print(
+                    f"{file}: {report.requests:,} requests, {report.usage['prompt_tokens']:,} tokens in, "
+                    f"{report.usage['completion_tokens']:,} out"
+                )
                 for (i, order), text in report.unparsable.items():
-                    said = repr(text[:80]) if text.strip() else f"no whole line within {args.max_tokens} tokens (--max-tokens)"
+                    said = (
+                        repr(text[:80])
+                        if text.strip()
+                        else f"no whole line within {args.max_tokens} tokens (--max-tokens)"
+                    )
                     print(f"unparsable: {i}, {order}: {said}")
                 for (i, order), why in report.failed.items():
                     print(f"no verdict: {i}, {order}: {why}")
                 failed += len(report.failed)
         finally:
             if not args.local:
-                ask.stopped.set()               # threads that wait for their next try need not hold up the exit
+                ask.stopped.set()  # threads that wait for their next try need not hold up the exit
     for file, rows in files.items():
         s = summary(verdicts_path(file), rows, name)
-        print(f"{file}: model {s['model']:.3f}, reference {s['reference']:.3f} on {s['n']:,} of {s['items']:,}; of {2 * s['items']:,} "
-              f"verdicts {s['unparsable']:,} unparsable, {s['unasked']:,} lacking; judge {s['judge']}")
-    return f"judge.py: {failed:,} verdicts lack; the same command asks for them again" if failed else None
+        print(
+            f"{file}: model {s['model']:.3f}, reference {s['reference']:.3f} on {s['n']:,} of {s['items']:,}; of {2 * s['items']:,} "
+            f"verdicts {s['unparsable']:,} unparsable, {s['unasked']:,} lacking; judge {s['judge']}"
+        )
+    return (
+        f"judge.py: {failed:,} verdicts lack; the same command asks for them again"
+        if failed
+        else None
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,18 @@ Benchmarks are named as in shards/benchmarks.py and metrics as the evaluation na
 ROUGH-L ROUGE-L, BLUE4 BLEU4, and the ACC of MMAU MC-ACC. Models and numbers are as printed. Not everything came through the PDF
 extraction that this was read from: what did not is named in a comment where it would stand, and left out.
 """
+
 import re
 
 MATS = ("MATS-GPT2", "MATS-LLaMA", "MATS-Audio")
-TEXT_ONLY = {"NoAudioCaptioning", "PromptACC", "DRCap", "MATS-GPT2", "MATS-LLaMA"}      # "TS" in Tables 2 and 3; all others heard audio
-MARKS = {"†": "supervised", "ZS-": "weakly zero-shot"}                                  # none: zero-shot (Table 1's caption)
+TEXT_ONLY = {
+    "NoAudioCaptioning",
+    "PromptACC",
+    "DRCap",
+    "MATS-GPT2",
+    "MATS-LLaMA",
+}  # "TS" in Tables 2 and 3; all others heard audio
+MARKS = {"†": "supervised", "ZS-": "weakly zero-shot"}  # none: zero-shot (Table 1's caption)
 
 
 # --- Tables 1-3 --------------------------------------------------------------------------------------------------------------
@@ -102,7 +109,13 @@ def read(**tables):
         for i, head in enumerate(heads.split()):
             name, metric = head.replace("(", " (").split(":")
             percent = name == "musiccaps" or metric.startswith("MC-ACC")
-            entry = out.setdefault(name, {})[metric] = {"table": table, "scale": 100 if percent else 1, "digits": 0, "rows": {}, "marks": {}}
+            entry = out.setdefault(name, {})[metric] = {
+                "table": table,
+                "scale": 100 if percent else 1,
+                "digits": 0,
+                "rows": {},
+                "marks": {},
+            }
             for line in lines:
                 model, *cells = re.split(r"\s{2,}", line)
                 number, mark = re.fullmatch(r"([\d.]*)(.*)", cells[i]).groups()
@@ -121,23 +134,71 @@ TABLES = read(**{"1": TABLE_1, "2": TABLE_2, "3a": TABLE_3A, "3b": TABLE_3B})
 
 triple = lambda cider, spice, spider: {"CIDEr-D": cider, "SPICE": spice, "SPIDEr": spider}
 ABLATIONS = {
-    "table4": {"Memory-based": triple(0.234, 0.094, 0.164), "Noise-based": triple(0.698, 0.170, 0.434), "MATS-LLaMA": triple(0.735, 0.171, 0.453),
-               "w/o K-means": triple(0.703, 0.171, 0.437), "w/o MB": triple(0.698, 0.170, 0.434), "w/o AE": triple(0.343, 0.114, 0.229),
-               "w/o GN": triple(0.384, 0.121, 0.253)},
-    "tau": {tau: {"CIDEr-D": v} for tau, v in zip((1 / 150, 1 / 80, 1 / 40, 1 / 20, 1 / 10, 1), (0.731, 0.734, 0.732, 0.734, 0.735, 0.731))},
+    "table4": {
+        "Memory-based": triple(0.234, 0.094, 0.164),
+        "Noise-based": triple(0.698, 0.170, 0.434),
+        "MATS-LLaMA": triple(0.735, 0.171, 0.453),
+        "w/o K-means": triple(0.703, 0.171, 0.437),
+        "w/o MB": triple(0.698, 0.170, 0.434),
+        "w/o AE": triple(0.343, 0.114, 0.229),
+        "w/o GN": triple(0.384, 0.121, 0.253),
+    },
+    "tau": {
+        tau: {"CIDEr-D": v}
+        for tau, v in zip(
+            (1 / 150, 1 / 80, 1 / 40, 1 / 20, 1 / 10, 1), (0.731, 0.734, 0.732, 0.734, 0.735, 0.731)
+        )
+    },
     # Table S10 is cut off on the right, in the middle of a fifth column (an L above 32, a CIDEr of 0.7 and lost digits).
     "L": {L: {"CIDEr-D": v} for L, v in zip((4, 8, 16, 32), (0.728, 0.730, 0.729, 0.735))},
     # Headed "CIDEr(%)", but no percent.
-    "M": {M: {"CIDEr-D": v} for M, v in zip((1000, 2000, 3000, 3500, 4000, 4500, 5000, 5172, 5500, 6000, 7000),
-                                            (0.710, 0.700, 0.714, 0.716, 0.719, 0.705, 0.708, 0.735, 0.705, 0.700, 0.700))},
-    "K": {10: triple(0.731, 0.170, 0.450), 30: triple(0.733, 0.170, 0.452), 60: triple(0.734, 0.171, 0.452), 100: triple(0.735, 0.171, 0.453),
-          150: triple(0.731, 0.170, 0.450)},
-    "layers": {4: triple(0.696, 0.166, 0.431), 8: triple(0.735, 0.171, 0.453), 16: triple(0.653, 0.174, 0.414)},
+    "M": {
+        M: {"CIDEr-D": v}
+        for M, v in zip(
+            (1000, 2000, 3000, 3500, 4000, 4500, 5000, 5172, 5500, 6000, 7000),
+            (0.710, 0.700, 0.714, 0.716, 0.719, 0.705, 0.708, 0.735, 0.705, 0.700, 0.700),
+        )
+    },
+    "K": {
+        10: triple(0.731, 0.170, 0.450),
+        30: triple(0.733, 0.170, 0.452),
+        60: triple(0.734, 0.171, 0.452),
+        100: triple(0.735, 0.171, 0.453),
+        150: triple(0.731, 0.170, 0.450),
+    },
+    "layers": {
+        4: triple(0.696, 0.166, 0.431),
+        8: triple(0.735, 0.171, 0.453),
+        16: triple(0.653, 0.174, 0.414),
+    },
     # Only the captions of Tables S11 and S12 came through, and Figures 4 and S6 are pictures.
-    "lora_rank": {}, "lora_alpha": {}, "sigma": {}, "lambda": {},
+    "lora_rank": {},
+    "lora_alpha": {},
+    "sigma": {},
+    "lambda": {},
 }
-ABLATED_IN = {"table4": "Table 4", "tau": "Table S9", "L": "Table S10", "M": "Table S13", "K": "Table S14", "layers": "Table S15",
-              "lora_rank": "Table S11", "lora_alpha": "Table S12", "sigma": "Figure 4", "lambda": "Figure S6"}
+ABLATED_IN = {
+    "table4": "Table 4",
+    "tau": "Table S9",
+    "L": "Table S10",
+    "M": "Table S13",
+    "K": "Table S14",
+    "layers": "Table S15",
+    "lora_rank": "Table S11",
+    "lora_alpha": "Table S12",
+    "sigma": "Figure 4",
+    "lambda": "Figure S6",
+}
 # The paper's setting in each (section 4.1). Its LoRA "scaling factor" of 4 is alpha / rank: lora_alpha = 32 in mats.py.
-CHOSEN = {"table4": "MATS-LLaMA", "tau": 1 / 10, "L": 32, "M": 5172, "K": 100, "layers": 8, "lora_rank": 8, "lora_alpha": 32, "sigma": 0.015,
-          "lambda": 0.3}
+CHOSEN = {
+    "table4": "MATS-LLaMA",
+    "tau": 1 / 10,
+    "L": 32,
+    "M": 5172,
+    "K": 100,
+    "layers": 8,
+    "lora_rank": 8,
+    "lora_alpha": 32,
+    "sigma": 0.015,
+    "lambda": 0.3,
+}

@@ -12,6 +12,7 @@
     chance                  {benchmark: {metric: float}}
 Predictions are rows of shards with "prediction" and, where it is known, "score": 1 right, 0 wrong, or between.
 """
+
 import base64
 import io
 import json
@@ -26,17 +27,30 @@ from random import Random
 
 import numpy as np
 
-from scoring.paper import MARKS, MATS, TABLES, TEXT_ONLY
 from santa import BRIDGES
+from scoring.paper import MARKS, MATS, TABLES, TEXT_ONLY
 
 COLUMNS = {"text": "given the true text's vector instead of the audio's, the ceiling", **BRIDGES}
-SUBSETS = ("sound", "music", "speech")          # in brackets behind a metric: a part of the benchmark, not a protocol
-KINDS = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}     # what browsers play
-SAMPLES = 12                                    # clips shown of each benchmark
-CLIP_BYTES, PAGE_BYTES = 1 << 20, 64 << 20      # audio in report.html: of one clip, and of all (a benchmark has its equal share)
+SUBSETS = (
+    "sound",
+    "music",
+    "speech",
+)  # in brackets behind a metric: a part of the benchmark, not a protocol
+KINDS = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "ogg": "audio/ogg",
+}  # what browsers play
+SAMPLES = 12  # clips shown of each benchmark
+CLIP_BYTES, PAGE_BYTES = (
+    1 << 20,
+    64 << 20,
+)  # audio in report.html: of one clip, and of all (a benchmark has its equal share)
 
 
 # --- two sets of predictions side by side --------------------------------------------------------------------------------
+
 
 def keyed(rows):
     """{(id, instruction, how often these two came before): row}: ClothoAQA asks some questions of a clip twice."""
@@ -52,9 +66,15 @@ def compare(a_rows, b_rows):
     """[(row of a, row of b)] of the same question on the same clip, in a's order. Raises ValueError that names what one side lacks."""
     a, b = keyed(a_rows), keyed(b_rows)
     lacks = []
-    for side, missing, of in (("second", [k for k in a if k not in b], a), ("first", [k for k in b if k not in a], b)):
+    for side, missing, of in (
+        ("second", [k for k in a if k not in b], a),
+        ("first", [k for k in b if k not in a], b),
+    ):
         if missing:
-            named = ", ".join(f"{clip!r} ({textwrap.shorten(str(question), 60)})" for clip, question, _ in missing[:3])
+            named = ", ".join(
+                f"{clip!r} ({textwrap.shorten(str(question), 60)})"
+                for clip, question, _ in missing[:3]
+            )
             lacks.append(f"the {side} lacks {len(missing):,} of {len(of):,}, such as {named}")
     if lacks:
         raise ValueError(f"these predictions are not of the same clips: {'; '.join(lacks)}")
@@ -63,12 +83,13 @@ def compare(a_rows, b_rows):
 
 # --- the tables, as cells of plain text ------------------------------------------------------------------------------------
 
+
 @dataclass
 class Table:
     title: str
     head: list
-    align: str                  # l or r, a letter a column
-    rows: list                  # of lists of str
+    align: str  # l or r, a letter a column
+    rows: list  # of lists of str
     note: str = ""
 
 
@@ -88,7 +109,9 @@ def size(results, name):
 def metrics_of(results, name):
     """A benchmark's metrics, the headline first."""
     sources = [*results["columns"].values(), results["clap"], results["chance"]]
-    return list(dict.fromkeys([results["headline"][name], *(m for s in sources for m in s.get(name, {}))]))
+    return list(
+        dict.fromkeys([results["headline"][name], *(m for s in sources for m in s.get(name, {}))])
+    )
 
 
 def published(name, metric):
@@ -106,42 +129,94 @@ def tables(results):
     def shown(cell):
         if cell is None or cell["value"] is not None:
             return number(cell and cell["value"])
-        why = reasons.setdefault(cell.get("why") or "no value, and no reason given", len(reasons) + 1)
+        why = reasons.setdefault(
+            cell.get("why") or "no value, and no reason given", len(reasons) + 1
+        )
         return "–" + str(why).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
     scores, intervals, beside = [], [], []
     for name, title in results["titles"].items():
         for i, metric in enumerate(metrics_of(results, name)):
-            cells = [results["clap"].get(name, {}).get(metric), *(results["columns"][c].get(name, {}).get(metric) for c in columns)]
-            scores.append([title if i == 0 else "", metric, size(results, name) if i == 0 else "",
-                           number(results["chance"].get(name, {}).get(metric)), *map(shown, cells)])
+            cells = [
+                results["clap"].get(name, {}).get(metric),
+                *(results["columns"][c].get(name, {}).get(metric) for c in columns),
+            ]
+            scores.append(
+                [
+                    title if i == 0 else "",
+                    metric,
+                    size(results, name) if i == 0 else "",
+                    number(results["chance"].get(name, {}).get(metric)),
+                    *map(shown, cells),
+                ]
+            )
             spans = [span(c and c.get("ci95")) for c in cells]
             if set(spans) != {"–"}:
                 intervals.append([title, metric, *spans])
             if entry := published(name, metric):
-                beside.append([title, metric, f"{entry['scale']:d} ×", size(results, name), *against(entry, cells[-1])])
-    out = [Table("Scores", ["benchmark", "metric", "n", "chance", "CLAP", *columns], "llr" + "r" * (len(columns) + 2), scores)]
+                beside.append(
+                    [
+                        title,
+                        metric,
+                        f"{entry['scale']:d} ×",
+                        size(results, name),
+                        *against(entry, cells[-1]),
+                    ]
+                )
+    out = [
+        Table(
+            "Scores",
+            ["benchmark", "metric", "n", "chance", "CLAP", *columns],
+            "llr" + "r" * (len(columns) + 2),
+            scores,
+        )
+    ]
     if intervals:
         head, align = ["benchmark", "metric", "CLAP", *columns], "ll" + "r" * (len(columns) + 1)
         out.append(Table("95 % bootstrap intervals", head, align, intervals))
     if beside:
-        out.append(Table(
-            "Beside the paper",
-            ["benchmark", "metric", "scale", "n", f"this run: {last}", *MATS, "others, text only", "others, with audio"], "llrrrrrrll", beside,
-            "The paper's Tables 1-3 as printed; this run's score is multiplied by the scale to be on theirs. "
-            f"{'; '.join(f'{mark} {what}' for mark, what in MARKS.items())}; Table 1 leaves zero-shot scores unmarked, Tables 2 and 3 mark "
-            "next to nothing. The paper names no protocol beyond the metric; compare only where n is whole."))
+        out.append(
+            Table(
+                "Beside the paper",
+                [
+                    "benchmark",
+                    "metric",
+                    "scale",
+                    "n",
+                    f"this run: {last}",
+                    *MATS,
+                    "others, text only",
+                    "others, with audio",
+                ],
+                "llrrrrrrll",
+                beside,
+                "The paper's Tables 1-3 as printed; this run's score is multiplied by the scale to be on theirs. "
+                f"{'; '.join(f'{mark} {what}' for mark, what in MARKS.items())}; Table 1 leaves zero-shot scores unmarked, Tables 2 and 3 mark "
+                "next to nothing. The paper names no protocol beyond the metric; compare only where n is whole.",
+            )
+        )
     notes = ["; ".join(f"{key}: {setting(value)}" for key, value in results["made"].items())]
-    notes += ["; ".join(["CLAP: zero-shot, without MATS", *(f"{c}: {COLUMNS[c]}" for c in columns if c in COLUMNS)])
-              + " (a: the unit vector of the audio, S: the memory's texts)"]
-    notes += results["notes"] + [f"{shown({'value': None, 'why': why})[1:]} {why}" for why in reasons]
+    notes += [
+        "; ".join(
+            [
+                "CLAP: zero-shot, without MATS",
+                *(f"{c}: {COLUMNS[c]}" for c in columns if c in COLUMNS),
+            ]
+        )
+        + " (a: the unit vector of the audio, S: the memory's texts)"
+    ]
+    notes += results["notes"] + [
+        f"{shown({'value': None, 'why': why})[1:]} {why}" for why in reasons
+    ]
     return out, [note for note in notes if note]
 
 
 def against(entry, cell):
     """This run's score on the paper's scale, the paper's own, and its peers' by supervision, best first."""
     digits, rows = entry["digits"], entry["rows"]
-    printed = lambda model: f"{rows[model]:.{digits}f}{entry['marks'].get(model, '')}" if model in rows else "–"
+    printed = lambda model: (
+        f"{rows[model]:.{digits}f}{entry['marks'].get(model, '')}" if model in rows else "–"
+    )
     ours = "–"
     if cell and cell["value"] is not None:
         ours = f"{cell['value'] * entry['scale']:.{digits}f}"
@@ -149,41 +224,69 @@ def against(entry, cell):
             ours += " " + span([x * entry["scale"] for x in cell["ci95"]], digits)
     peers = sorted((m for m in rows if m not in MATS), key=rows.get, reverse=True)
     listed = lambda models: ", ".join(f"{m} {printed(m)}" for m in models) or "–"
-    return [ours, *map(printed, MATS), listed([m for m in peers if m in TEXT_ONLY]), listed([m for m in peers if m not in TEXT_ONLY])]
+    return [
+        ours,
+        *map(printed, MATS),
+        listed([m for m in peers if m in TEXT_ONLY]),
+        listed([m for m in peers if m not in TEXT_ONLY]),
+    ]
 
 
 def setting(value):
     """A setting in words: true and false are on and off, the empty one is the default."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False) if value else "default"
+    return (
+        value
+        if isinstance(value, str) and value
+        else json.dumps(value, ensure_ascii=False)
+        if value
+        else "default"
+    )
 
 
 def markdown(results):
     """report.md: the tables of scores, intervals and the paper's figures, then the footnotes with the protocols."""
     found, notes = tables(results)
-    line = lambda cells: "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+    line = lambda cells: (
+        "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+    )
     out = [f"# {results['ckpt']}", ""]
     for i, table in enumerate(found):
         out += [f"## {table.title}", ""] if i else []
-        out += [line(table.head), "|" + "|".join({"l": "---", "r": "--:"}[a] for a in table.align) + "|", *map(line, table.rows), ""]
+        out += [
+            line(table.head),
+            "|" + "|".join({"l": "---", "r": "--:"}[a] for a in table.align) + "|",
+            *map(line, table.rows),
+            "",
+        ]
         out += [table.note, ""] if table.note else []
-    return "\n".join(out + ["## Notes", ""] + [f"- {' '.join(note.split())}" for note in notes] + [""])
+    return "\n".join(
+        out + ["## Notes", ""] + [f"- {' '.join(note.split())}" for note in notes] + [""]
+    )
 
 
 # --- the plot --------------------------------------------------------------------------------------------------------------
 
+
 def draw(results, ink="black"):
     """A matplotlib figure: a panel for each benchmark, a bar for each column with its interval; chance dotted, CLAP dashed."""
     import matplotlib
-    from matplotlib.figure import Figure            # without pyplot: Agg, and no state that outlives the figure
+    from matplotlib.figure import (
+        Figure,
+    )  # without pyplot: Agg, and no state that outlives the figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+
     names, columns = list(results["titles"]), list(results["columns"])
     wide = min(5, len(names))
     high = math.ceil(len(names) / wide)
-    colored = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with matplotlib.rc_context({**colored, "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+    colored = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink
+    )
+    with matplotlib.rc_context(
+        {**colored, "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = Figure(figsize=(max(2.3 * wide, 5), 2 * high + 0.6), layout="constrained")
         figure.patch.set_alpha(ink == "black")
         panels = figure.subplots(high, wide, squeeze=False).ravel()
@@ -192,21 +295,47 @@ def draw(results, ink="black"):
             for i, column in enumerate(columns):
                 cell = results["columns"][column].get(name, {}).get(metric) or {"value": None}
                 if cell["value"] is not None:
-                    error = np.abs(np.array(cell["ci95"])[:, None] - cell["value"]) if cell.get("ci95") else None
-                    axis.bar(i, cell["value"], 0.8, yerr=error, color="0.7" if column == "text" else f"C{i % 10}", error_kw={"lw": 0.8},
-                             ecolor=ink)
+                    error = (
+                        np.abs(np.array(cell["ci95"])[:, None] - cell["value"])
+                        if cell.get("ci95")
+                        else None
+                    )
+                    axis.bar(
+                        i,
+                        cell["value"],
+                        0.8,
+                        yerr=error,
+                        color="0.7" if column == "text" else f"C{i % 10}",
+                        error_kw={"lw": 0.8},
+                        ecolor=ink,
+                    )
             clap = (results["clap"].get(name, {}).get(metric) or {}).get("value")
             for level, style in ((results["chance"].get(name, {}).get(metric), ":"), (clap, "--")):
                 if level is not None:
                     axis.hlines(level, -0.5, len(columns) - 0.5, ink, lw=1, ls=style)
             axis.set(xticks=[], xlim=(-0.6, len(columns) - 0.4), facecolor="none")
             axis.set_ylim(0, None if axis.containers or axis.collections else 1)
-            axis.set_title(f"{textwrap.fill(results['titles'][name], 30)}\n{metric}", fontsize=8, parse_math=False)
-        for axis in panels[len(names):]:
+            axis.set_title(
+                f"{textwrap.fill(results['titles'][name], 30)}\n{metric}",
+                fontsize=8,
+                parse_math=False,
+            )
+        for axis in panels[len(names) :]:
             axis.axis("off")
-        handles = [Patch(color="0.7" if c == "text" else f"C{i % 10}", label=c) for i, c in enumerate(columns)]
-        handles += [Line2D([], [], color=ink, lw=1, ls=s, label=label) for label, s in (("chance", ":"), ("CLAP", "--"))]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if wide > 2 else 4, frameon=False)
+        handles = [
+            Patch(color="0.7" if c == "text" else f"C{i % 10}", label=c)
+            for i, c in enumerate(columns)
+        ]
+        handles += [
+            Line2D([], [], color=ink, lw=1, ls=s, label=label)
+            for label, s in (("chance", ":"), ("CLAP", "--"))
+        ]
+        figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=len(handles) if wide > 2 else 4,
+            frameon=False,
+        )
     return figure
 
 
@@ -218,11 +347,12 @@ def plot(results, path):
 def svg(results):
     """The same, as SVG inside a page, in the colour of its text."""
     import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         draw(results, ink="#010203").savefig(buffer, format="svg")
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text[text.index("<svg"):])
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
     return text.replace("#010203", "currentColor")
 
 
@@ -285,7 +415,11 @@ def safe(text):
 
 def page_table(table):
     kinds = ["r" if a == "r" else "list" if i > 1 else "" for i, a in enumerate(table.align)]
-    line = lambda cells, tag: "<tr>" + "".join(f'<{tag} class="{k}">{safe(c)}</{tag}>' for k, c in zip(kinds, cells)) + "</tr>"
+    line = lambda cells, tag: (
+        "<tr>"
+        + "".join(f'<{tag} class="{k}">{safe(c)}</{tag}>' for k, c in zip(kinds, cells))
+        + "</tr>"
+    )
     note = f'<p class="dim">{safe(table.note)}</p>' if table.note else ""
     return f'<div class="wide"><table>{line(table.head, "th")}{"".join(line(row, "td") for row in table.rows)}</table></div>{note}'
 
@@ -315,21 +449,35 @@ def player(found, left):
         return '<p class="dim">no audio in the shards</p>', 0
     kind, data = KINDS.get(found[0].lstrip(".").lower()), found[1]
     if kind is None:
-        return f'<p class="dim">no player: a browser does not play .{safe(found[0].lstrip("."))}</p>', 0
+        return (
+            f'<p class="dim">no player: a browser does not play .{safe(found[0].lstrip("."))}</p>',
+            0,
+        )
     if len(data) > min(CLIP_BYTES, left):
-        limit = f"a clip may have {CLIP_BYTES / 1e6:.1f} MB" if len(data) > CLIP_BYTES else "the page has as much sound as it may"
+        limit = (
+            f"a clip may have {CLIP_BYTES / 1e6:.1f} MB"
+            if len(data) > CLIP_BYTES
+            else "the page has as much sound as it may"
+        )
         return f'<p class="dim">no player: {len(data) / 1e6:.1f} MB of audio, and {limit}</p>', 0
-    return f'<audio controls preload="none" src="data:{kind};base64,{base64.b64encode(data).decode()}"></audio>', len(data)
+    return (
+        f'<audio controls preload="none" src="data:{kind};base64,{base64.b64encode(data).decode()}"></audio>',
+        len(data),
+    )
 
 
 def card(row, answers, audio):
     """One clip: player, question, references, every column's prediction. answers: {column: row or None}."""
     references = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-    said = "".join(f"<tr><th>{safe(c)}</th><td><div>{verdict(r) + safe(r['prediction']) if r else '–'}</div></td></tr>"
-                   for c, r in answers.items())
+    said = "".join(
+        f"<tr><th>{safe(c)}</th><td><div>{verdict(r) + safe(r['prediction']) if r else '–'}</div></td></tr>"
+        for c, r in answers.items()
+    )
     about = " · ".join(safe(x) for x in (row["id"], row.get("category")) if x)
-    return (f'<article class="clip"><p class="dim">{about}</p>{audio}<div><p>{safe(row["instruction"])}</p>'
-            f'<ul>{"".join(f"<li>{safe(a)}</li>" for a in references)}</ul></div><table>{said}</table></article>')
+    return (
+        f'<article class="clip"><p class="dim">{about}</p>{audio}<div><p>{safe(row["instruction"])}</p>'
+        f"<ul>{''.join(f'<li>{safe(a)}</li>' for a in references)}</ul></div><table>{said}</table></article>"
+    )
 
 
 def html(results, predictions, sound, samples=SAMPLES):
@@ -345,18 +493,26 @@ def html(results, predictions, sound, samples=SAMPLES):
         body.append(f'<h2 id="t-{i}">{safe(table.title)}</h2>{page_table(table)}')
         body += [f"<figure>{svg(results)}</figure>"] if i == 0 else []
     links.append('<a href="#notes">Notes</a><hr>')
-    body.append(f'<h2 id="notes">Notes</h2><ul>{"".join(f"<li>{safe(note)}</li>" for note in notes)}</ul>')
+    body.append(
+        f'<h2 id="notes">Notes</h2><ul>{"".join(f"<li>{safe(note)}</li>" for note in notes)}</ul>'
+    )
     for name, title in results["titles"].items():
         metric = results["headline"][name]
         links.append(f'<a href="#b-{safe(name)}">{safe(title)}</a>')
         chips = []
         for c, scored in results["columns"].items():
             if cell := scored.get(name, {}).get(metric):
-                chips.append(f'<span>{safe(c)} <b>{number(cell["value"])}</b> {span(cell["ci95"]) if cell.get("ci95") else ""}</span>')
-        about = f'{safe(metric)}, n = {size(results, name)}, chance {number(results["chance"].get(name, {}).get(metric))}'
-        body.append(f'<section id="b-{safe(name)}"><h2>{safe(title)}</h2><p class="dim">{about}</p><div class="chips">{"".join(chips)}</div>'
-                    '<div class="clips">')
-        by_column = {c: keyed(predictions[c, name]) for c in results["columns"] if predictions.get((c, name))}
+                chips.append(
+                    f"<span>{safe(c)} <b>{number(cell['value'])}</b> {span(cell['ci95']) if cell.get('ci95') else ''}</span>"
+                )
+        about = f"{safe(metric)}, n = {size(results, name)}, chance {number(results['chance'].get(name, {}).get(metric))}"
+        body.append(
+            f'<section id="b-{safe(name)}"><h2>{safe(title)}</h2><p class="dim">{about}</p><div class="chips">{"".join(chips)}</div>'
+            '<div class="clips">'
+        )
+        by_column = {
+            c: keyed(predictions[c, name]) for c in results["columns"] if predictions.get((c, name))
+        }
         left = PAGE_BYTES // len(results["titles"])
         if by_column:
             last = by_column[list(by_column)[-1]]
@@ -364,7 +520,9 @@ def html(results, predictions, sound, samples=SAMPLES):
             for row in choose(list(last.values()), samples, name):
                 audio, used = player(sound(name, row), left)
                 left -= used
-                body.append(card(row, {c: rows.get(keys[id(row)]) for c, rows in by_column.items()}, audio))
+                body.append(
+                    card(row, {c: rows.get(keys[id(row)]) for c, rows in by_column.items()}, audio)
+                )
         body.append("</div></section>")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">

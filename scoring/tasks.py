@@ -8,24 +8,29 @@ A metric is a function of rows and `Context`, which returns a Score: one row of 
 resample of them) to the value. So one pass over the predictions gives the value, its interval, and what a paired test needs.
 Where the field's tables mix several rules, all are computed; the first is the headline: ACC (majority), ACC (rows), ACC (unanimous).
 """
+
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import binary_average_precision, multilabel_average_precision
+from torchmetrics.functional.classification import (
+    binary_average_precision,
+    multilabel_average_precision,
+)
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-from scoring.captions import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
 from data import DataError
+from scoring.captions import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
 
-DRAWS, SLOW_DRAWS = 1000, 100               # bootstrap resamples; of metrics that are no function of a sum
+DRAWS, SLOW_DRAWS = 1000, 100  # bootstrap resamples; of metrics that are no function of a sum
 
 
 @dataclass
 class Score:
     """stats (n, k) float64, a row an item. Of their sum (k,), or of a resample's rows if not `additive`, `value` makes the score."""
+
     stats: torch.Tensor
     value: object = lambda s: s[..., 0] / s[..., 1]
     additive: bool = True
@@ -35,16 +40,33 @@ class Score:
         n, rng = len(self.stats), np.random.default_rng(seed)
         if self.additive:
             value = float(self.value(self.stats.sum(0)))
-            draws = torch.cat([self.value(self.stats[rng.integers(n, size=(20, n))].sum(1)) for _ in range(DRAWS // 20)]).numpy()
+            draws = torch.cat(
+                [
+                    self.value(self.stats[rng.integers(n, size=(20, n))].sum(1))
+                    for _ in range(DRAWS // 20)
+                ]
+            ).numpy()
         else:
             value = float(self.value(self.stats))
-            draws = np.array([float(self.value(self.stats[rng.integers(n, size=n)])) for _ in range(SLOW_DRAWS)])
-            draws += value - np.nanmean(draws)              # a resample repeats items, which average precision rewards: without that bias
-        return (None, None) if np.isnan(value) else (value, [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])])
+            draws = np.array(
+                [float(self.value(self.stats[rng.integers(n, size=n)])) for _ in range(SLOW_DRAWS)]
+            )
+            draws += value - np.nanmean(
+                draws
+            )  # a resample repeats items, which average precision rewards: without that bias
+        return (
+            (None, None)
+            if np.isnan(value)
+            else (value, [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])])
+        )
 
     def items(self):
         """(n,) scores item by item, nan where an item does not count; None where the metric is no mean over items (mAP, BLEU, micro-F1)."""
-        mean = self.additive and self.stats.shape[1] == 2 and bool(((self.stats[:, 1] == 0) | (self.stats[:, 1] == 1)).all())
+        mean = (
+            self.additive
+            and self.stats.shape[1] == 2
+            and bool(((self.stats[:, 1] == 0) | (self.stats[:, 1] == 1)).all())
+        )
         return self.stats[:, 0] / self.stats[:, 1] if mean else None
 
     def of(self, stats):
@@ -61,9 +83,13 @@ def paired_means(a, b, draws=10_000, seed=0):
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(f"paired scores are two lists of one length, one score an item; here {a.shape} and {b.shape}")
+        raise ValueError(
+            f"paired scores are two lists of one length, one score an item; here {a.shape} and {b.shape}"
+        )
     if not np.isfinite(a - b).all():
-        raise ValueError(f"{int((~np.isfinite(a - b)).sum())} of {len(a)} pairs have no score; leave them out on both sides")
+        raise ValueError(
+            f"{int((~np.isfinite(a - b)).sum())} of {len(a)} pairs have no score; leave them out on both sides"
+        )
     difference, n, rng = a - b, len(a), np.random.default_rng(seed)
     # Items of the same difference are alike, so it is enough to draw how often each distinct value comes up (multinomial), or how many
     # of its items keep their sign (binomial). Right and wrong answers have 3 distinct values, however many clips there are.
@@ -72,11 +98,18 @@ def paired_means(a, b, draws=10_000, seed=0):
     step = max(1, (1 << 21) // len(values))
     blocks = [min(step, draws - i) for i in range(0, draws, step)]
     # The flips first: they see only sizes, so that paired_means(b, a) draws the same and has the same p.
-    flipped = np.concatenate([(2 * rng.binomial(often, 0.5, (k, len(often))) - often) @ sizes for k in blocks])
+    flipped = np.concatenate(
+        [(2 * rng.binomial(often, 0.5, (k, len(often))) - often) @ sizes for k in blocks]
+    )
     means = np.concatenate([rng.multinomial(n, counts / n, k) @ values / n for k in blocks])
-    observed = abs(difference.sum()) - 1e-12 * np.abs(difference).sum()         # sums in another order round differently
-    return {"difference": float(difference.mean()), "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
-            "p": float((1 + (np.abs(flipped) >= observed).sum()) / (1 + draws))}
+    observed = (
+        abs(difference.sum()) - 1e-12 * np.abs(difference).sum()
+    )  # sums in another order round differently
+    return {
+        "difference": float(difference.mean()),
+        "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
+        "p": float((1 + (np.abs(flipped) >= observed).sum()) / (1 + draws)),
+    }
 
 
 def paired(a, b, seed=0):
@@ -92,21 +125,31 @@ def paired(a, b, seed=0):
     for _ in range(draws):
         i, swap = rng.integers(n, size=n), torch.from_numpy(rng.random((n, 1)) < 0.5)
         drawn.append(a.of(a.stats[i]) - b.of(b.stats[i]))
-        swapped.append(a.of(torch.where(swap, b.stats, a.stats)) - b.of(torch.where(swap, a.stats, b.stats)))
+        swapped.append(
+            a.of(torch.where(swap, b.stats, a.stats)) - b.of(torch.where(swap, a.stats, b.stats))
+        )
     drawn = np.array(drawn) + difference - np.nanmean(drawn)
-    return {"difference": difference, "ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])],
-            "p": float((1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws))}
+    return {
+        "difference": difference,
+        "ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])],
+        "p": float((1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws)),
+    }
 
 
 @dataclass
 class Context:
     """What metrics need beside the rows."""
-    labels: list = None                                     # classes, in the benchmark's order
-    encoders: dict = field(default_factory=dict)            # text matching: name -> (list of str -> (n, D) unit rows); the first is the headline
-    template: str = "sound of {}"                           # text matching: what is encoded for a label
-    scores: torch.Tensor = None                             # (n, C) similarities in place of text matching: CLAP's zero-shot
-    spice: object = None                                    # scoring.captions.Spice, or a string: why there is none
-    verdicts: dict = field(default_factory=dict)            # (id, question) -> the judge's score of the answer
+
+    labels: list = None  # classes, in the benchmark's order
+    encoders: dict = field(
+        default_factory=dict
+    )  # text matching: name -> (list of str -> (n, D) unit rows); the first is the headline
+    template: str = "sound of {}"  # text matching: what is encoded for a label
+    scores: torch.Tensor = None  # (n, C) similarities in place of text matching: CLAP's zero-shot
+    spice: object = None  # scoring.captions.Spice, or a string: why there is none
+    verdicts: dict = field(
+        default_factory=dict
+    )  # (id, question) -> the judge's score of the answer
 
 
 def share(right, counts=None):
@@ -117,6 +160,7 @@ def share(right, counts=None):
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
+
 
 def words(text):
     return re.findall(r"\b\w+\b", text.lower())
@@ -134,10 +178,15 @@ def says(prediction, answer):
 
 # --- text matching ------------------------------------------------------------------------------------------------------
 
+
 def classes_in(row, labels):
     """(C,) 0/1: the labels that the answer names; `labels` names them where a label may hold a comma."""
-    named = {a.lower() for a in row["labels"]} if "labels" in row else \
-        {a.strip().lower() for a in references(row)[0].split(",")} | {references(row)[0].strip().lower()}
+    named = (
+        {a.lower() for a in row["labels"]}
+        if "labels" in row
+        else {a.strip().lower() for a in references(row)[0].split(",")}
+        | {references(row)[0].strip().lower()}
+    )
     return torch.tensor([float(label.lower() in named) for label in labels])
 
 
@@ -146,7 +195,9 @@ def targets_of(rows, labels):
     targets = torch.stack([classes_in(r, labels) for r in rows])
     if not targets.any(1).all():
         row = rows[int((~targets.any(1)).nonzero()[0])]
-        raise DataError(f"the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json")
+        raise DataError(
+            f"the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json"
+        )
     return targets
 
 
@@ -157,17 +208,27 @@ def parts(prediction):
 def similarities(texts, context, encode):
     """text -> (C,), its similarity to every label's text."""
     texts = list(dict.fromkeys(texts))
-    return dict(zip(texts, encode(texts) @ encode([context.template.format(label.lower()) for label in context.labels]).T))
+    return dict(
+        zip(
+            texts,
+            encode(texts)
+            @ encode([context.template.format(label.lower()) for label in context.labels]).T,
+        )
+    )
 
 
 def by_encoder(name, rule):
     """A metric for each text-matching encoder: the first under its plain name."""
+
     def metrics(rows, context):
         targets = targets_of(rows, context.labels)
         if context.scores is not None:
             return {name: rule(rows, context, targets, None)}
-        return {name if i == 0 else f"{name} ({encoder})": rule(rows, context, targets, encode)
-                for i, (encoder, encode) in enumerate(context.encoders.items())}
+        return {
+            name if i == 0 else f"{name} ({encoder})": rule(rows, context, targets, encode)
+            for i, (encoder, encode) in enumerate(context.encoders.items())
+        }
+
     return metrics
 
 
@@ -199,26 +260,33 @@ def mean_ap(rows, context, targets, encode):
     if scores is None:
         similar = similarities([p for r in rows for p in parts(r["prediction"])], context, encode)
         scores = torch.stack([sum(similar[p] for p in parts(r["prediction"])) for r in rows])
-    scores = (scores - scores.min()) / (scores.max() - scores.min()).clamp(min=1e-9)    # outside [0, 1] torchmetrics would take logits
+    scores = (scores - scores.min()) / (scores.max() - scores.min()).clamp(
+        min=1e-9
+    )  # outside [0, 1] torchmetrics would take logits
     C = targets.shape[1]
 
     def value(s):
-        seen = s[:, C:].any(0)                              # a class that nobody has, has no average precision
+        seen = s[:, C:].any(0)  # a class that nobody has, has no average precision
         scores, targets = s[:, :C][:, seen], s[:, C:][:, seen].long()
-        if scores.shape[1] == 1:                            # torchmetrics wants two labels or more
+        if scores.shape[1] == 1:  # torchmetrics wants two labels or more
             return binary_average_precision(scores[:, 0], targets[:, 0])
         return multilabel_average_precision(scores, targets, scores.shape[1], average="macro")
+
     return Score(torch.cat([scores, targets], 1).double(), value, additive=False)
 
 
 # --- questions ----------------------------------------------------------------------------------------------------------
+
 
 def yes_no(rows, context):
     return {"B-ACC": share([says(r["prediction"], references(r)[0]) for r in rows])}
 
 
 def exact(rows, context):
-    return {"EM": share([any(says(r["prediction"], a) for a in references(r)) for r in rows]), "ROUGE-L": rouge(rows)}
+    return {
+        "EM": share([any(says(r["prediction"], a) for a in references(r)) for r in rows]),
+        "ROUGE-L": rouge(rows),
+    }
 
 
 def clothoaqa(rows, context):
@@ -226,7 +294,9 @@ def clothoaqa(rows, context):
     by itself. unanimous: where all agree. B-ACC is the same on those whose answer is yes or no."""
     for r in rows:
         if len(references(r)) != 3:
-            raise DataError(f"ClothoAQA: {r['id']!r} has {len(references(r))} answers, not its three annotators'")
+            raise DataError(
+                f"ClothoAQA: {r['id']!r} has {len(references(r))} answers, not its three annotators'"
+            )
     binary = lambda answer: words(answer) in (["yes"], ["no"])
     votes = [Counter(a.lower() for a in references(r)).most_common(1)[0] for r in rows]
     right = [says(r["prediction"], answer) for r, (answer, _) in zip(rows, votes)]
@@ -234,11 +304,18 @@ def clothoaqa(rows, context):
     for rule, least in (("majority", 2), ("rows", None), ("unanimous", 3)):
         for metric, fits in (("ACC", lambda a: True), ("B-ACC", binary)):
             if least:
-                scores[f"{metric} ({rule})"] = share(right, [n >= least and fits(a) for a, n in votes])
+                scores[f"{metric} ({rule})"] = share(
+                    right, [n >= least and fits(a) for a, n in votes]
+                )
             else:
                 asked = [[a for a in references(r) if fits(a)] for r in rows]
-                scores[f"{metric} ({rule})"] = share([sum(says(r["prediction"], a) for a in answers) for r, answers in zip(rows, asked)],
-                                                     [len(answers) for answers in asked])
+                scores[f"{metric} ({rule})"] = share(
+                    [
+                        sum(says(r["prediction"], a) for a in answers)
+                        for r, answers in zip(rows, asked)
+                    ],
+                    [len(answers) for answers in asked],
+                )
     return scores
 
 
@@ -250,18 +327,24 @@ def chosen(row):
 
 def multiple_choice(rows, context):
     right, kinds = [chosen(r) for r in rows], [r.get("category") for r in rows]
-    return {"MC-ACC": share(right)} | {f"MC-ACC ({kind})": share(right, [k == kind for k in kinds]) for kind in sorted({k for k in kinds if k})}
+    return {"MC-ACC": share(right)} | {
+        f"MC-ACC ({kind})": share(right, [k == kind for k in kinds])
+        for kind in sorted({k for k in kinds if k})
+    }
 
 
 def judged(rows, context):
     """AIR-Bench Chat: the judge's mean score, 1 to 10 (scoring/judge.py). Items without a verdict do not count."""
     scores = [context.verdicts.get((r["id"], r["instruction"])) for r in rows]
     if not any(s is not None for s in scores):
-        return {"GPT4": "no verdicts: python -m scoring.judge on the stored predictions, then eval.py --score"}
+        return {
+            "GPT4": "no verdicts: python -m scoring.judge on the stored predictions, then eval.py --score"
+        }
     return {"GPT4": share([s or 0.0 for s in scores], [float(s is not None) for s in scores])}
 
 
 # --- captions -----------------------------------------------------------------------------------------------------------
+
 
 def told(rows):
     return [r["prediction"] for r in rows], [references(r) for r in rows]
@@ -271,18 +354,22 @@ def captions(rows, context):
     """coco-caption's CIDEr-D (document frequencies of this whole set), BLEU4 and ROUGE-L; SPICE, and its mean with CIDEr-D, SPIDEr."""
     cider = cider_d(*told(rows))
     each = lambda s: Score(torch.stack([s.double(), torch.ones(len(s), dtype=torch.float64)], 1))
-    scores = {"CIDEr-D": each(cider), "BLEU4": Score(bleu_counts(*told(rows)), lambda s: coco_bleu(s)[..., 3]), "ROUGE-L": each(rouge_l(*told(rows)))}
+    scores = {
+        "CIDEr-D": each(cider),
+        "BLEU4": Score(bleu_counts(*told(rows)), lambda s: coco_bleu(s)[..., 3]),
+        "ROUGE-L": each(rouge_l(*told(rows))),
+    }
     spice = context.spice or "SPICE is not at hand"
     if isinstance(spice, str):
         return scores | {"SPICE": spice, "SPIDEr": spice}
     try:
         items = spice.per_item(*told(rows))
-        if items is None:                                   # this Java prints the mean alone
+        if items is None:  # this Java prints the mean alone
             spice.update(*told(rows))
             mean = float(spice.compute())
             spice.reset()
             return scores | {"SPICE": mean, "SPIDEr": (float(cider.mean()) + mean) / 2}
-    except RuntimeError as e:                               # all other scores are worth having
+    except RuntimeError as e:  # all other scores are worth having
         return scores | {"SPICE": str(e), "SPIDEr": str(e)}
     return scores | {"SPICE": each(items), "SPIDEr": each((cider + items) / 2)}
 
@@ -301,12 +388,26 @@ def bleu(rows):
     for r in rows:
         metric = SacreBLEUScore(n_gram=4, tokenize="13a")
         metric.update([r["prediction"]], [references(r)])
-        stats.append(torch.cat([metric.numerator, metric.denominator, metric.preds_len.view(1), metric.target_len.view(1)]))
+        stats.append(
+            torch.cat(
+                [
+                    metric.numerator,
+                    metric.denominator,
+                    metric.preds_len.view(1),
+                    metric.target_len.view(1),
+                ]
+            )
+        )
 
     def value(s):
         """BLEU of summed counts (..., 10): matches and n-grams of four orders, lengths of predictions and references."""
         brevity = (1 - s[..., 9] / s[..., 8].clamp(min=1e-9)).clamp(max=0).exp()
-        return torch.where(s[..., :4].min(-1).values > 0, brevity * (s[..., :4] / s[..., 4:8]).log().mean(-1).exp(), 0.0)
+        return torch.where(
+            s[..., :4].min(-1).values > 0,
+            brevity * (s[..., :4] / s[..., 4:8]).log().mean(-1).exp(),
+            0.0,
+        )
+
     return Score(torch.stack(stats).double(), value)
 
 
@@ -320,11 +421,11 @@ def music_captions(rows, context):
 
 # --- the table ------------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Benchmark:
     title: str
-    metrics: object             # (rows, context) -> {name: Score, or a value without interval, or a str: why there is none}; the first is the headline
-
+    metrics: object  # (rows, context) -> {name: Score, or a value without interval, or a str: why there is none}; the first is the headline
 
     @property
     def classes(self):
@@ -373,7 +474,10 @@ BENCHMARKS = {
     "airbench_sound": Benchmark("AIR-Bench Chat, sound", judged),
     "airbench_music": Benchmark("AIR-Bench Chat, music", judged),
     "mmau_mini": Benchmark("MMAU test-mini", multiple_choice),
-    "mmau": Benchmark("MMAU test", lambda rows, context: {"MC-ACC": "the answers are withheld; hand in the submission file"}),
+    "mmau": Benchmark(
+        "MMAU test",
+        lambda rows, context: {"MC-ACC": "the answers are withheld; hand in the submission file"},
+    ),
 }
 
 
@@ -391,7 +495,9 @@ def score(benchmark, rows, context):
             result[name] = {"value": s, "ci95": None}
         else:
             value, ci95 = s.interval()
-            result[name] = {"value": value, "ci95": ci95} | ({"why": "nothing here counts for it"} if value is None else {})
+            result[name] = {"value": value, "ci95": ci95} | (
+                {"why": "nothing here counts for it"} if value is None else {}
+            )
     return result
 
 
@@ -402,7 +508,9 @@ def compared(benchmark, a, b, a_context, b_context=None):
     for name, x in metrics(a, a_context).items():
         y = theirs[name]
         if isinstance(x, Score) and isinstance(y, Score):
-            tests[name] = paired(y, x) | {"n": len(x.stats) if x.items() is None else int((~x.items().isnan()).sum())}
+            tests[name] = paired(y, x) | {
+                "n": len(x.stats) if x.items() is None else int((~x.items().isnan()).sum())
+            }
         else:
             tests[name] = next((s for s in (x, y) if isinstance(s, str)), "no score item by item")
     return tests
@@ -411,13 +519,20 @@ def compared(benchmark, a, b, a_context, b_context=None):
 def items(benchmark, rows, context):
     """{metric: (n,) scores item by item}, of the metrics that are means over items."""
     found = BENCHMARKS[benchmark].metrics(rows, context)
-    return {name: s.items() for name, s in found.items() if isinstance(s, Score) and s.items() is not None}
+    return {
+        name: s.items()
+        for name, s in found.items()
+        if isinstance(s, Score) and s.items() is not None
+    }
 
 
 def chance(benchmark, rows, context):
     """{metric: value} of answers that did not listen: a uniform guess among classes or choices, the share of positives for mAP, the most
     frequent answer to questions, another clip's first reference for captions."""
-    b, say = BENCHMARKS[benchmark].metrics, lambda texts: [{**r, "prediction": t} for r, t in zip(rows, texts)]
+    b, say = (
+        BENCHMARKS[benchmark].metrics,
+        lambda texts: [{**r, "prediction": t} for r, t in zip(rows, texts)],
+    )
     if context.labels:
         targets = targets_of(rows, context.labels)
         if b is MAP:
@@ -427,8 +542,16 @@ def chance(benchmark, rows, context):
         return {"MC-ACC": float(np.mean([1 / len(r["choices"]) for r in rows]))}
     if b in (yes_no, clothoaqa):
         commonest = Counter(a.lower() for r in rows for a in references(r)).most_common(1)[0][0]
-        return {k: v["value"] for k, v in score(benchmark, say([commonest] * len(rows)), context).items() if v["value"] is not None}
+        return {
+            k: v["value"]
+            for k, v in score(benchmark, say([commonest] * len(rows)), context).items()
+            if v["value"] is not None
+        }
     if b in (exact, captions, plain_captions, music_captions):
         others = [references(r)[0] for r in rows[1:] + rows[:1]]
-        return {k: v["value"] for k, v in score(benchmark, say(others), context).items() if v["value"] is not None}
+        return {
+            k: v["value"]
+            for k, v in score(benchmark, say(others), context).items()
+            if v["value"] is not None
+        }
     return {}

@@ -6,6 +6,7 @@ and test apart); and `drop`, the reason where its makers themselves exclude it.
 A reader takes the dataset's Folder. Readers raise DataError, naming the file and the line, on anything that is not as published. Labels come
 readable: "mouse_click" is "mouse click". The lists of labels are in the datasets' own order.
 """
+
 import json
 import re
 from pathlib import Path
@@ -14,14 +15,59 @@ import yaml
 
 from shards.files import DataError, as_published, clean, load_json, stream_json, table, youtube
 
-TUT = ["beach", "bus", "cafe/restaurant", "car", "city_center", "forest_path", "grocery_store", "home", "library", "metro_station",
-       "office", "park", "residential_area", "train", "tram"]
+TUT = [
+    "beach",
+    "bus",
+    "cafe/restaurant",
+    "car",
+    "city_center",
+    "forest_path",
+    "grocery_store",
+    "home",
+    "library",
+    "metro_station",
+    "office",
+    "park",
+    "residential_area",
+    "train",
+    "tram",
+]
 SESA = ["casual", "explosion", "gunshot", "siren"]
-VOCALSOUND = {"laughter": "laughter", "sigh": "sigh", "cough": "cough", "throatclearing": "throat clearing", "sneeze": "sneeze", "sniff": "sniff"}
-CREMAD = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+VOCALSOUND = {
+    "laughter": "laughter",
+    "sigh": "sigh",
+    "cough": "cough",
+    "throatclearing": "throat clearing",
+    "sneeze": "sneeze",
+    "sniff": "sniff",
+}
+CREMAD = {
+    "ANG": "anger",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
 RAVDESS = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
-GTZAN = ["blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock"]
-BEIJING_OPERA = {"bangu": "clapper-drum", "naobo": "cymbals", "daluo": "large gong", "xiaoluo": "small gong"}
+GTZAN = [
+    "blues",
+    "classical",
+    "country",
+    "disco",
+    "hiphop",
+    "jazz",
+    "metal",
+    "pop",
+    "reggae",
+    "rock",
+]
+BEIJING_OPERA = {
+    "bangu": "clapper-drum",
+    "naobo": "cymbals",
+    "daluo": "large gong",
+    "xiaoluo": "small gong",
+}
 
 
 def readable(label):
@@ -30,13 +76,18 @@ def readable(label):
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
+
 @as_published
 def audiocaps(folder, split):
     path = folder.find(f"{split}.csv")
     for line, r in table(path, ("audiocap_id", "youtube_id", "start_time", "caption")):
         name = youtube(path, line, r["youtube_id"])
-        yield {"id": f"{name}_{r['start_time']}", "caption": clean(r["caption"]), "youtube": name,
-               "sound": (f"Y{name}", f"{name}_{r['start_time']}", name)}
+        yield {
+            "id": f"{name}_{r['start_time']}",
+            "caption": clean(r["caption"]),
+            "youtube": name,
+            "sound": (f"Y{name}", f"{name}_{r['start_time']}", name),
+        }
 
 
 @as_published
@@ -46,7 +97,12 @@ def clotho(folder, split):
     columns = [f"caption_{i}" for i in range(1, 6)]
     for _, r in table(path, ("file_name", *columns)):
         stem = r["file_name"].removesuffix(".wav")
-        yield {"id": f"{split}/{r['file_name']}", "file": r["file_name"], "captions": [clean(r[c]) for c in columns], "sound": (f"{split}/{stem}", f"clotho_audio_{split}/{stem}")}
+        yield {
+            "id": f"{split}/{r['file_name']}",
+            "file": r["file_name"],
+            "captions": [clean(r[c]) for c in columns],
+            "sound": (f"{split}/{stem}", f"clotho_audio_{split}/{stem}"),
+        }
 
 
 @as_published
@@ -57,12 +113,23 @@ def macs(folder):
             entries = yaml.load(f, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["files"]
         for entry in entries:
             for i, a in enumerate(entry["annotations"]):
-                yield {"id": f"{entry['filename']}/{i}", "caption": clean(a["sentence"]), "sound": (Path(entry["filename"]).stem,)}
+                yield {
+                    "id": f"{entry['filename']}/{i}",
+                    "caption": clean(a["sentence"]),
+                    "sound": (Path(entry["filename"]).stem,),
+                }
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path}: not MACS as published ({type(e).__name__} {str(e)[:200]}); get it again") from e
+        raise DataError(
+            f"{path}: not MACS as published ({type(e).__name__} {str(e)[:200]}); get it again"
+        ) from e
 
 
-WAVCAPS = {"audioset": "as_final.json", "bbc": "bbc_final.json", "freesound": "fsd_final.json", "soundbible": "sb_final.json"}
+WAVCAPS = {
+    "audioset": "as_final.json",
+    "bbc": "bbc_final.json",
+    "freesound": "fsd_final.json",
+    "soundbible": "sb_final.json",
+}
 
 
 @as_published
@@ -88,9 +155,15 @@ def wavcaps_blacklist(folder):
     for name in ("blacklist_exclude_test_ac.json", "blacklist_exclude_ub8k_esc50_vggsound.json"):
         lists = load_json(path := folder.find(name))
         if not isinstance(lists, dict) or not {"AudioSet", "FreeSound"} <= lists.keys():
-            raise DataError(f"{path}: not WavCaps' list of ids for AudioSet and FreeSound; get it again")
-        found.append({"youtube": {n.removesuffix(".wav").removeprefix("Y") for n in lists["AudioSet"]},
-                      "freesound": {str(n).removesuffix(".wav") for n in lists["FreeSound"]}})
+            raise DataError(
+                f"{path}: not WavCaps' list of ids for AudioSet and FreeSound; get it again"
+            )
+        found.append(
+            {
+                "youtube": {n.removesuffix(".wav").removeprefix("Y") for n in lists["AudioSet"]},
+                "freesound": {str(n).removesuffix(".wav") for n in lists["FreeSound"]},
+            }
+        )
     return found
 
 
@@ -99,11 +172,21 @@ def musiccaps(folder, split):
     path = folder.find("musiccaps-public.csv")
     for line, r in table(path, ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")):
         if r["is_audioset_eval"] not in ("True", "False"):
-            raise DataError(f"{path}, line {line}: is_audioset_eval is {r['is_audioset_eval']!r}, not True or False; get the original file")
+            raise DataError(
+                f"{path}, line {line}: is_audioset_eval is {r['is_audioset_eval']!r}, not True or False; get the original file"
+            )
         if (r["is_audioset_eval"] == "True") == (split == "eval"):
             name = youtube(path, line, r["ytid"])
-            yield {"id": f"{name}_{r['start_s']}", "caption": clean(r["caption"]), "youtube": name,
-                   "sound": (f"[{name}]-[{r['start_s']}-{r['end_s']}]", f"{name}_{r['start_s']}", name)}
+            yield {
+                "id": f"{name}_{r['start_s']}",
+                "caption": clean(r["caption"]),
+                "youtube": name,
+                "sound": (
+                    f"[{name}]-[{r['start_s']}-{r['end_s']}]",
+                    f"{name}_{r['start_s']}",
+                    name,
+                ),
+            }
 
 
 @as_published
@@ -112,46 +195,78 @@ def song_describer(folder):
     path = folder.find("song_describer.csv")
     for line, r in table(path, ("caption_id", "track_id", "caption", "is_valid_subset", "path")):
         if r["is_valid_subset"] not in ("True", "False", ""):
-            raise DataError(f"{path}, line {line}: is_valid_subset is {r['is_valid_subset']!r}, not True, False or empty")
+            raise DataError(
+                f"{path}, line {line}: is_valid_subset is {r['is_valid_subset']!r}, not True, False or empty"
+            )
         stem = r["path"].removesuffix(".mp3")
-        yield {"id": r["caption_id"], "caption": clean(r["caption"]), "sound": (f"{stem}.2min", stem),
-               "drop": "marked as not valid" if r["is_valid_subset"] == "False" else None}
+        yield {
+            "id": r["caption_id"],
+            "caption": clean(r["caption"]),
+            "sound": (f"{stem}.2min", stem),
+            "drop": "marked as not valid" if r["is_valid_subset"] == "False" else None,
+        }
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
+
 def audioset_names(folder):
-    return {r["mid"]: r["display_name"] for _, r in table(folder.find("class_labels_indices.csv"), ("index", "mid", "display_name"))}
+    return {
+        r["mid"]: r["display_name"]
+        for _, r in table(folder.find("class_labels_indices.csv"), ("index", "mid", "display_name"))
+    }
 
 
 @as_published
 def audioset(folder, split="balanced_train"):
     """The official segments have three lines of comment, and a space after each comma."""
     path, names = folder.find(f"{split}_segments.csv"), audioset_names(folder)
-    for line, r in table(path, ("ytid", "start", "end", "mids"), header=False, comment="#", spaced=True):
+    for line, r in table(
+        path, ("ytid", "start", "end", "mids"), header=False, comment="#", spaced=True
+    ):
         if r["ytid"] == "YTID":
             continue
         name = youtube(path, line, r["ytid"])
         unknown = [m for m in r["mids"].split(",") if m not in names]
         if unknown:
-            raise DataError(f"{path}, line {line}: unknown label {unknown[0]!r}; get the original file")
-        yield {"id": f"{name}_{r['start'].split('.')[0]}", "labels": [names[m] for m in r["mids"].split(",")], "youtube": name,
-               "sound": (f"Y{name}", f"{name}_{r['start']}", name)}
+            raise DataError(
+                f"{path}, line {line}: unknown label {unknown[0]!r}; get the original file"
+            )
+        yield {
+            "id": f"{name}_{r['start'].split('.')[0]}",
+            "labels": [names[m] for m in r["mids"].split(",")],
+            "youtube": name,
+            "sound": (f"Y{name}", f"{name}_{r['start']}", name),
+        }
 
 
 @as_published
 def audioset_strong(folder, split="train"):
     path = folder.find(f"audioset_{split}_strong.tsv")
-    names = {r["mid"]: r["name"] for _, r in table(folder.find("mid_to_display_name.tsv"), ("mid", "name"), header=False, delimiter="\t")}
+    names = {
+        r["mid"]: r["name"]
+        for _, r in table(
+            folder.find("mid_to_display_name.tsv"), ("mid", "name"), header=False, delimiter="\t"
+        )
+    }
     segments = {}
-    for line, r in table(path, ("segment_id", "start_time_seconds", "end_time_seconds", "label"), delimiter="\t"):
+    for line, r in table(
+        path, ("segment_id", "start_time_seconds", "end_time_seconds", "label"), delimiter="\t"
+    ):
         if r["label"] not in names:
             raise DataError(f"{path}, line {line}: unknown label {r['label']!r}")
         youtube(path, line, r["segment_id"].rpartition("_")[0])
-        segments.setdefault(r["segment_id"], {})[names[r["label"]]] = None      # a dict keeps the order and drops repetitions
+        segments.setdefault(r["segment_id"], {})[names[r["label"]]] = (
+            None  # a dict keeps the order and drops repetitions
+        )
     for segment, labels in segments.items():
         name = segment.rpartition("_")[0]
-        yield {"id": segment, "labels": list(labels), "youtube": name, "sound": (segment, f"Y{name}", name)}
+        yield {
+            "id": segment,
+            "labels": list(labels),
+            "youtube": name,
+            "sound": (segment, f"Y{name}", name),
+        }
 
 
 @as_published
@@ -159,12 +274,22 @@ def fsd50k(folder, split):
     path = folder.find(f"{split}.csv")
     for line, r in table(path, ("fname", "labels", "mids")):
         if not r["fname"].isdigit():
-            raise DataError(f"{path}, line {line}: {r['fname']!r} is no Freesound id; a spreadsheet may have changed it: get the original file")
-        yield {"id": r["fname"], "labels": [readable(x) for x in r["labels"].split(",")], "freesound": r["fname"], "sound": (r["fname"],)}
+            raise DataError(
+                f"{path}, line {line}: {r['fname']!r} is no Freesound id; a spreadsheet may have changed it: get the original file"
+            )
+        yield {
+            "id": r["fname"],
+            "labels": [readable(x) for x in r["labels"].split(",")],
+            "freesound": r["fname"],
+            "sound": (r["fname"],),
+        }
 
 
 def fsd50k_labels(folder):
-    return [readable(r["label"]) for _, r in table(folder.find("vocabulary.csv"), ("index", "label", "mid"), header=False)]
+    return [
+        readable(r["label"])
+        for _, r in table(folder.find("vocabulary.csv"), ("index", "label", "mid"), header=False)
+    ]
 
 
 @as_published
@@ -174,18 +299,31 @@ def vggsound(folder, split):
         path = folder.find("test.csv")
         for line, r in table(path, ("file", "label"), header=False):
             stem = r["file"].removesuffix(".mp4")
-            yield {"id": stem, "labels": [r["label"]], "youtube": youtube(path, line, stem[:11]), "sound": (stem,)}
+            yield {
+                "id": stem,
+                "labels": [r["label"]],
+                "youtube": youtube(path, line, stem[:11]),
+                "sound": (stem,),
+            }
         return
     path = folder.find("vggsound.csv")
     for line, r in table(path, ("ytid", "start", "label", "split"), header=False):
         if r["split"] == split:
             name = youtube(path, line, r["ytid"])
             stem = f"{name}_{int(r['start']):06d}"
-            yield {"id": stem, "labels": [r["label"]], "youtube": name, "sound": (stem, f"{name}_{r['start']}")}
+            yield {
+                "id": stem,
+                "labels": [r["label"]],
+                "youtube": name,
+                "sound": (stem, f"{name}_{r['start']}"),
+            }
 
 
 def vggsound_labels(folder):
-    return [r["label"] for _, r in table(folder.find("stat.csv"), ("label", "count", "super"), header=False)]
+    return [
+        r["label"]
+        for _, r in table(folder.find("stat.csv"), ("label", "count", "super"), header=False)
+    ]
 
 
 @as_published
@@ -199,32 +337,62 @@ def dcase2017(folder, split):
         youtube(path, line, r["file"][:11])
         clips.setdefault(r["file"].removesuffix(".wav"), {})[r["label"]] = None
     for stem, labels in clips.items():
-        yield {"id": stem, "labels": list(labels), "youtube": stem[:11], "sound": (f"Y{stem}", stem)}
+        yield {
+            "id": stem,
+            "labels": list(labels),
+            "youtube": stem[:11],
+            "sound": (f"Y{stem}", stem),
+        }
 
 
 def dcase2017_labels(folder):
     """The list's header is separated by spaces, its rows by tabs."""
     path = folder.find("sound_event_list_17_classes.txt")
-    return [r["label"] for _, r in table(path, ("mid", "confidence", "label"), header=False, delimiter="\t", comment="Class_ID")]
+    return [
+        r["label"]
+        for _, r in table(
+            path, ("mid", "confidence", "label"), header=False, delimiter="\t", comment="Class_ID"
+        )
+    ]
 
 
 @as_published
 def esc50(folder):
-    for line, r in table(path := folder.find("esc50.csv"), ("filename", "fold", "target", "category", "src_file")):
+    for line, r in table(
+        path := folder.find("esc50.csv"), ("filename", "fold", "target", "category", "src_file")
+    ):
         stem = r["filename"].removesuffix(".wav")
         if not (r["target"].isdigit() and stem.endswith(f"-{r['target']}")):
-            raise DataError(f"{path}, line {line}: target {r['target']!r} does not fit {r['filename']!r}; get the original file")
-        yield {"id": stem, "labels": [readable(r["category"])], "class": int(r["target"]), "freesound": r["src_file"],
-               "sound": (stem, stem.rpartition("-")[0])}          # ESC-10's own download names its files without the target
+            raise DataError(
+                f"{path}, line {line}: target {r['target']!r} does not fit {r['filename']!r}; get the original file"
+            )
+        yield {
+            "id": stem,
+            "labels": [readable(r["category"])],
+            "class": int(r["target"]),
+            "freesound": r["src_file"],
+            "sound": (stem, stem.rpartition("-")[0]),
+        }  # ESC-10's own download names its files without the target
 
 
 @as_published
 def urbansound8k(folder):
-    for line, r in table(path := folder.find("UrbanSound8K.csv"), ("slice_file_name", "fsID", "fold", "classID", "class")):
+    for line, r in table(
+        path := folder.find("UrbanSound8K.csv"),
+        ("slice_file_name", "fsID", "fold", "classID", "class"),
+    ):
         if not r["fsID"].isdigit() or not r["classID"].isdigit():
-            raise DataError(f"{path}, line {line}: fsID {r['fsID']!r} or classID {r['classID']!r} is no whole number; get the original file")
+            raise DataError(
+                f"{path}, line {line}: fsID {r['fsID']!r} or classID {r['classID']!r} is no whole number; get the original file"
+            )
         stem = r["slice_file_name"].removesuffix(".wav")
-        yield {"id": stem, "labels": [readable(r["class"])], "class": int(r["classID"]), "freesound": r["fsID"], "sound": (f"fold{r['fold']}/{stem}", stem)}
+        yield {
+            "id": stem,
+            "labels": [readable(r["class"])],
+            "class": int(r["classID"]),
+            "freesound": r["fsID"],
+            "sound": (f"fold{r['fold']}/{stem}", stem),
+        }
 
 
 def in_order(clips):
@@ -238,10 +406,19 @@ def tut2017(folder, split):
     for line, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         name, *rest = text.split("\t")
         if not rest or rest[0] not in TUT:
-            raise DataError(f"{path}, line {line}: no known scene in {text[:80]!r} (tab-separated: file, scene)")
+            raise DataError(
+                f"{path}, line {line}: no known scene in {text[:80]!r} (tab-separated: file, scene)"
+            )
         stem = Path(name).stem
-        yield {"id": f"{split}/{stem}", "labels": [readable(rest[0])],
-               "sound": (f"TUT-acoustic-scenes-2017-{split}/audio/{stem}", f"{split}/audio/{stem}", stem)}
+        yield {
+            "id": f"{split}/{stem}",
+            "labels": [readable(rest[0])],
+            "sound": (
+                f"TUT-acoustic-scenes-2017-{split}/audio/{stem}",
+                f"{split}/audio/{stem}",
+                stem,
+            ),
+        }
 
 
 def sesa(folder, split):
@@ -260,13 +437,17 @@ def vocalsound(folder, split):
         stem = Path(r["wav"]).stem
         label = stem.rpartition("_")[2]
         if label not in VOCALSOUND:
-            raise DataError(f"{path}, record {i}: {r['wav']!r} names none of {', '.join(VOCALSOUND)}")
+            raise DataError(
+                f"{path}, record {i}: {r['wav']!r} names none of {', '.join(VOCALSOUND)}"
+            )
         yield {"id": stem, "labels": [VOCALSOUND[label]], "sound": (stem,)}
 
 
 def cremad(folder):
     """1001_DFA_ANG_XX: actor, sentence, emotion, intensity."""
-    for line, r in table(path := folder.find("SentenceFilenames.csv"), ("Stimulus_Number", "Filename")):
+    for line, r in table(
+        path := folder.find("SentenceFilenames.csv"), ("Stimulus_Number", "Filename")
+    ):
         parts = r["Filename"].split("_")
         if len(parts) != 4 or parts[2] not in CREMAD:
             raise DataError(f"{path}, line {line}: no known emotion in {r['Filename']!r}")
@@ -275,7 +456,9 @@ def cremad(folder):
 
 def ravdess(folder):
     """03-01-05-01-02-01-12: modality, channel, emotion, intensity, statement, repetition, actor. Audio-only speech: 03-01-*."""
-    for path in folder.names("03-01-??-??-??-??-??.wav", "Actor_*/03-01-*.wav (Audio_Speech_Actors_01-24)"):
+    for path in folder.names(
+        "03-01-??-??-??-??-??.wav", "Actor_*/03-01-*.wav (Audio_Speech_Actors_01-24)"
+    ):
         number = path.stem.split("-")[2]
         if not number.isdigit() or not 1 <= int(number) <= len(RAVDESS):
             raise DataError(f"{path}: emotion {number} is none of 01 to 08")
@@ -285,9 +468,17 @@ def ravdess(folder):
 def gtzan(folder, filtered=False):
     """All 1,000 tracks, wav or au; or those of the fault-filtered test list, which lies beside them."""
     if filtered:
-        names = [Path(n.strip()).stem for n in folder.find("test_filtered.txt").read_text().splitlines() if n.strip()]
+        names = [
+            Path(n.strip()).stem
+            for n in folder.find("test_filtered.txt").read_text().splitlines()
+            if n.strip()
+        ]
     else:
-        names = [p.stem for p in folder.names("*.[wa][au]*", "genres/<genre>/<genre>.00000.wav or .au") if p.suffix in (".wav", ".au")]
+        names = [
+            p.stem
+            for p in folder.names("*.[wa][au]*", "genres/<genre>/<genre>.00000.wav or .au")
+            if p.suffix in (".wav", ".au")
+        ]
     for name in dict.fromkeys(names):
         if name.split(".")[0] not in GTZAN:
             raise DataError(f"{folder}: {name!r} begins with none of {', '.join(GTZAN)}")
@@ -305,15 +496,23 @@ def beijing_opera(folder):
 
 # --- questions --------------------------------------------------------------------------------------------------------
 
+
 @as_published
 def clothoaqa(folder, split):
     """One row an annotator: three rows a question, answered independently."""
     path = folder.find(f"clotho_aqa_{split}.csv")
     for line, r in table(path, ("file_name", "QuestionText", "answer", "confidence")):
         if r["confidence"].lower() not in ("yes", "no", "maybe"):
-            raise DataError(f"{path}, line {line}: confidence {r['confidence']!r} is none of yes, no and maybe")
-        yield {"id": f"{r['file_name']}/{line}", "file": r["file_name"], "question": clean(r["QuestionText"]), "answer": clean(r["answer"]),
-               "sound": (r["file_name"].removesuffix(".wav"),)}
+            raise DataError(
+                f"{path}, line {line}: confidence {r['confidence']!r} is none of yes, no and maybe"
+            )
+        yield {
+            "id": f"{r['file_name']}/{line}",
+            "file": r["file_name"],
+            "question": clean(r["QuestionText"]),
+            "answer": clean(r["answer"]),
+            "sound": (r["file_name"].removesuffix(".wav"),),
+        }
 
 
 @as_published
@@ -323,10 +522,18 @@ def openaqa(folder):
     folder.opened |= dict.fromkeys(paths)
     for path in paths:
         for i, r in enumerate(stream_json(path)):
-            missing = [k for k in ("instruction", "audio_id", "dataset", "task", "output") if not isinstance(r.get(k), str)]
+            missing = [
+                k
+                for k in ("instruction", "audio_id", "dataset", "task", "output")
+                if not isinstance(r.get(k), str)
+            ]
             if missing:
                 raise DataError(f"{path}, record {i}: no {', '.join(missing)}")
-            yield r | {"id": f"{path.stem}/{i}", "instruction": clean(r["instruction"]), "output": clean(r["output"])}
+            yield r | {
+                "id": f"{path.stem}/{i}",
+                "instruction": clean(r["instruction"]),
+                "output": clean(r["output"]),
+            }
 
 
 @as_published
@@ -336,9 +543,17 @@ def musicqa(folder, split):
     for i, r in enumerate(stream_json(path)):
         talk = {turn["from"]: turn["value"] for turn in r.get("conversation", ())}
         if set(talk) != {"human", "gpt"} or len(r["conversation"]) != 2 or "audio_name" not in r:
-            raise DataError(f"{path}, record {i}: not one question of 'human' and one answer of 'gpt': {str(r)[:120]}")
+            raise DataError(
+                f"{path}, record {i}: not one question of 'human' and one answer of 'gpt': {str(r)[:120]}"
+            )
         stem = r["audio_name"].rpartition(".")[0] or r["audio_name"]
-        yield {"id": f"{split}/{i}", "file": r["audio_name"], "question": clean(talk["human"]), "answer": clean(talk["gpt"]), "sound": (stem,)}
+        yield {
+            "id": f"{split}/{i}",
+            "file": r["audio_name"],
+            "question": clean(talk["human"]),
+            "answer": clean(talk["gpt"]),
+            "sound": (stem,),
+        }
 
 
 def lp_musiccaps(folder):
@@ -349,7 +564,9 @@ def lp_musiccaps(folder):
             r = json.loads(text)
             captions[re.sub(r"\.(wav|mp3|flac)$", "", r["audio_name"])] = clean(r["caption"])
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise DataError(f'{path}, line {line}: not {{"audio_name": ..., "caption": ...}} ({e})') from e
+            raise DataError(
+                f'{path}, line {line}: not {{"audio_name": ..., "caption": ...}} ({e})'
+            ) from e
     return captions
 
 
@@ -358,13 +575,31 @@ def airbench(folder, tasks):
     """AIR-Bench Chat's rows of these tasks. meta_info is a string that holds a Python dict, and stays one: the judge reads it."""
     path, found = folder.find("Chat_meta.json"), 0
     for i, r in enumerate(stream_json(path)):
-        missing = [k for k in ("uniq_id", "path", "task_name", "dataset_name", "question", "answer_gt", "meta_info") if k not in r]
+        missing = [
+            k
+            for k in (
+                "uniq_id",
+                "path",
+                "task_name",
+                "dataset_name",
+                "question",
+                "answer_gt",
+                "meta_info",
+            )
+            if k not in r
+        ]
         if missing:
             raise DataError(f"{path}, record {i}: no {', '.join(missing)}")
         if r["task_name"] in tasks:
             found += 1
-            yield {"id": str(r["uniq_id"]), "question": clean(r["question"]), "answer": clean(r["answer_gt"]), "meta_info": str(r["meta_info"]),
-                   "category": r["task_name"], "sound": (f"{r['task_name']}_{r['dataset_name']}/{r['path'].rpartition('.')[0]}",)}
+            yield {
+                "id": str(r["uniq_id"]),
+                "question": clean(r["question"]),
+                "answer": clean(r["answer_gt"]),
+                "meta_info": str(r["meta_info"]),
+                "category": r["task_name"],
+                "sound": (f"{r['task_name']}_{r['dataset_name']}/{r['path'].rpartition('.')[0]}",),
+            }
     if not found:
         raise DataError(f"{path}: no row of {', '.join(tasks)}")
 
@@ -376,8 +611,17 @@ def mmau(folder, split):
     for i, r in enumerate(stream_json(path)):
         choices, answer = [c.strip() for c in r.get("choices", ())], (r.get("answer") or "").strip()
         if len(choices) < 2 or (split != "test" and answer not in choices):
-            raise DataError(f"{path}, record {i}: the answer {answer!r} is not among the choices {choices}")
+            raise DataError(
+                f"{path}, record {i}: the answer {answer!r} is not among the choices {choices}"
+            )
         category = r.get("category", "")
-        yield {"id": r["id"], "question": clean(r["question"]), "choices": choices, "answer": answer, "category": r["task"],
-               "skill": category[0] if isinstance(category, list) else category, "difficulty": r.get("difficulty", ""),
-               "sound": (Path(r["audio_id"]).stem,)}
+        yield {
+            "id": r["id"],
+            "question": clean(r["question"]),
+            "choices": choices,
+            "answer": answer,
+            "category": r["task"],
+            "skill": category[0] if isinstance(category, list) else category,
+            "difficulty": r.get("difficulty", ""),
+            "sound": (Path(r["audio_id"]).stem,),
+        }

@@ -1,8 +1,9 @@
 """The CLAP vector of every text (or clip), put beside it once, so that training never encodes.
 
-    python -m shards.embed SRC DST --clap microsoft/msclap       every distinct text is encoded once
-    python -m shards.embed SRC DST --side audio                  the clips' vectors, for MATS-Audio
+python -m shards.embed SRC DST --clap microsoft/msclap       every distinct text is encoded once
+python -m shards.embed SRC DST --side audio                  the clips' vectors, for MATS-Audio
 """
+
 import argparse
 import json
 import os
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from webdataset.tariterators import tarfile_samples
 
 from clap import encode_file, load_clap
-from data import DataError, find_sources, read_shard, sha256, Source, write_atomic
+from data import DataError, Source, find_sources, read_shard, sha256, write_atomic
 from shards.writer import command_line, npy_bytes, write_index
 
 
@@ -31,13 +32,26 @@ def embed(src, dst, clap, name, side="text", progress=True):
     if (dst / "index.json").exists():
         if Source(dst).index["vectors"] == made:
             return broken
-        raise DataError(f"{dst} holds shards made from others or with another encoder; choose another folder")
+        raise DataError(
+            f"{dst} holds shards made from others or with another encoder; choose another folder"
+        )
     dst.mkdir(parents=True, exist_ok=True)
     if (dst / "embed.json").exists() and json.loads((dst / "embed.json").read_text()) != made:
-        raise DataError(f"{dst} was begun from other shards or with another encoder; delete it or choose another folder")
+        raise DataError(
+            f"{dst} was begun from other shards or with another encoder; delete it or choose another folder"
+        )
     write_atomic(dst / "embed.json", json.dumps(made).encode())
 
-    shards, bar = [], tqdm(total=len(source), unit=" samples", unit_scale=True, desc=source.name, disable=not progress)
+    shards, bar = (
+        [],
+        tqdm(
+            total=len(source),
+            unit=" samples",
+            unit_scale=True,
+            desc=source.name,
+            disable=not progress,
+        ),
+    )
     for i, shard in enumerate(source.shards):
         path = dst / shard["file"]
         if not path.exists():
@@ -61,10 +75,16 @@ def embed(src, dst, clap, name, side="text", progress=True):
                         broken.append(f"{source.path(i)}: sample {s['id']!r}: {e}")
                 samples = good
             copy_shard(source.path(i), path, {s["key"]: v for s, v in zip(samples, vectors)})
-        shards.append({"file": path.name, "n": sum(1 for _ in read_shard(str(path))), "sha256": sha256(path)})
+        shards.append(
+            {"file": path.name, "n": sum(1 for _ in read_shard(str(path))), "sha256": sha256(path)}
+        )
         bar.update(shard["n"])
     bar.close()
-    info = {k: v for k, v in source.index.items() if k not in ("n", "hash", "shards", "vectors", "command")}
+    info = {
+        k: v
+        for k, v in source.index.items()
+        if k not in ("n", "hash", "shards", "vectors", "command")
+    }
     write_index(dst, shards, **info, vectors=made, command=command_line())
     os.remove(dst / "embed.json")
     return broken
@@ -75,17 +95,28 @@ def copy_shard(src, dst, vectors):
     with wds.TarWriter(f"{dst}.part", encoder=False, mtime=0) as tar:
         for parts in tarfile_samples(iter([{"url": str(src)}]), handler=lambda e: True):
             if parts["__key__"] in vectors:
-                members = {k: v for k, v in parts.items() if not k.startswith("__") or k == "__key__"}
+                members = {
+                    k: v for k, v in parts.items() if not k.startswith("__") or k == "__key__"
+                }
                 tar.write({**members, "npy": npy_bytes(vectors[parts["__key__"]])})
     os.replace(f"{dst}.part", dst)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("src", help="a folder of shards, or a folder of such folders")
     parser.add_argument("dst")
-    parser.add_argument("--clap", default="microsoft/msclap", help="name, folder or module:factory (clap.load_clap)")
-    parser.add_argument("--side", choices=("text", "audio"), default="text", help="encode the texts, or the audio (MATS-Audio)")
+    parser.add_argument(
+        "--clap", default="microsoft/msclap", help="name, folder or module:factory (clap.load_clap)"
+    )
+    parser.add_argument(
+        "--side",
+        choices=("text", "audio"),
+        default="text",
+        help="encode the texts, or the audio (MATS-Audio)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     try:
@@ -94,7 +125,13 @@ def main():
             clap.to(args.device)
         for source in find_sources(args.src)[0]:
             single = source.url == args.src.rstrip("/")
-            broken += embed(source.url, args.dst if single else f"{args.dst}/{source.name}", clap, args.clap, args.side)
+            broken += embed(
+                source.url,
+                args.dst if single else f"{args.dst}/{source.name}",
+                clap,
+                args.clap,
+                args.side,
+            )
     except DataError as e:
         sys.exit(f"embed.py: {e}")
     report(broken)

@@ -3,6 +3,7 @@
 What is wrong in a file is an error that names the file, the line and the reason; what is certain is read: a byte-order mark, CRLF,
 line feeds inside quotes, empty columns that a spreadsheet put to the right. A value that a spreadsheet has destroyed is never guessed.
 """
+
 import argparse
 import contextlib
 import csv
@@ -19,12 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-
 from data import AUDIO, DataError, sha256
-
 from shards.writer import ShardWriter
 
-LONGEST = 1 << 26                                           # characters of one JSON record
+LONGEST = 1 << 26  # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")
 YOUTUBE = re.compile(r"[\w-]{11}")
 DAMAGED = {"#NAME?", "#VALUE!", "#REF!", "#N/A", "#NUM!", "#DIV/0!"}
@@ -41,14 +40,20 @@ class Root:
     def __init__(self, path):
         self.path, self.opened, self.notes = Path(path), {}, []
         if not self.path.is_dir():
-            raise Missing(f"there is no folder {path}; it should hold one folder for each dataset (shards/README.md)")
+            raise Missing(
+                f"there is no folder {path}; it should hold one folder for each dataset (shards/README.md)"
+            )
 
     def __getitem__(self, name):
         return Folder(self.path / name, self.opened)
 
     def fingerprint(self):
         """sha256 of all annotation files that were opened, and of the names that served as annotation."""
-        return hashlib.sha256(json.dumps(sorted((v if isinstance(v, str) else sha256(k)) for k, v in self.opened.items())).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(
+                sorted((v if isinstance(v, str) else sha256(k)) for k, v in self.opened.items())
+            ).encode()
+        ).hexdigest()
 
 
 class Folder:
@@ -62,8 +67,12 @@ class Folder:
 
     def glob(self, pattern, expected):
         if not self.path.is_dir():
-            raise Missing(f"there is no folder {self.path}; it should hold {expected} (shards/README.md says where to get it)")
-        next(self.path.iterdir(), None)                     # a folder that may not be read says so; glob would find nothing
+            raise Missing(
+                f"there is no folder {self.path}; it should hold {expected} (shards/README.md says where to get it)"
+            )
+        next(
+            self.path.iterdir(), None
+        )  # a folder that may not be read says so; glob would find nothing
         for depth in ("", "*/", "*/*/"):
             if hits := sorted(self.path.glob(depth + pattern)):
                 return hits
@@ -77,21 +86,27 @@ class Folder:
         for name in names:
             hits = self.glob(name, names[0])
             if len(hits) > 1:
-                raise DataError(f"{self.path} holds {name} {len(hits)} times ({', '.join(str(h.relative_to(self.path)) for h in hits)}); "
-                                "leave the one that counts")
+                raise DataError(
+                    f"{self.path} holds {name} {len(hits)} times ({', '.join(str(h.relative_to(self.path)) for h in hits)}); "
+                    "leave the one that counts"
+                )
             if hits:
                 self.opened[hits[0]] = None
                 return hits[0]
         inside = sorted(p.name for p in self.path.iterdir())[:8]
-        raise Missing(f"{self.path} lacks {' or '.join(names)}; it holds {', '.join(inside) or 'nothing'} (shards/README.md says what is "
-                      "expected)")
+        raise Missing(
+            f"{self.path} lacks {' or '.join(names)}; it holds {', '.join(inside) or 'nothing'} (shards/README.md says what is "
+            "expected)"
+        )
 
     def names(self, pattern, expected):
         """The files that match, up to two folders down, for datasets whose file names are their annotation. Raises Missing."""
         hits = self.glob(pattern, expected)
         if not hits:
             raise Missing(f"{self.path} holds no {expected}")
-        self.opened[self.path / pattern] = hashlib.sha256("".join(f"{h.name}/" for h in hits).encode()).hexdigest()
+        self.opened[self.path / pattern] = hashlib.sha256(
+            "".join(f"{h.name}/" for h in hits).encode()
+        ).hexdigest()
         return hits
 
 
@@ -114,24 +129,36 @@ def table(path, columns, header=True, delimiter=",", comment=None, spaced=False)
                         names.pop()
                     for column in columns:
                         if column not in names:
-                            close = difflib.get_close_matches(column, [n for n in names if n not in columns], 1)
-                            raise DataError(f"{path}, line {reader.line_num}: no column {column!r}{f' but {close[0]!r}' if close else ''} in "
-                                            f"the header {','.join(names)[:200]!r}; this is not the original file, get that")
+                            close = difflib.get_close_matches(
+                                column, [n for n in names if n not in columns], 1
+                            )
+                            raise DataError(
+                                f"{path}, line {reader.line_num}: no column {column!r}{f' but {close[0]!r}' if close else ''} in "
+                                f"the header {','.join(names)[:200]!r}; this is not the original file, get that"
+                            )
                     continue
                 if len(cells) > len(names):
                     while len(cells) > len(names) and not cells[-1].strip():
                         cells.pop()
                 if len(cells) != len(names):
-                    raise DataError(f"{path}, line {reader.line_num}: {len(cells)} columns instead of {len(names)}, {cells[:4]}...: cut off, or "
-                                    "saved again by another program; get the original")
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(cells)} columns instead of {len(names)}, {cells[:4]}...: cut off, or "
+                        "saved again by another program; get the original"
+                    )
                 if not DAMAGED.isdisjoint(cells):
-                    raise DataError(f"{path}, line {reader.line_num}: {', '.join(DAMAGED.intersection(cells))}: a spreadsheet has destroyed a value; "
-                                    "get the original file")
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {', '.join(DAMAGED.intersection(cells))}: a spreadsheet has destroyed a value; "
+                        "get the original file"
+                    )
                 yield reader.line_num, dict(zip(names, cells))
         except csv.Error as e:
-            raise DataError(f"{path}, line {reader.line_num}: {e}; the file is damaged, get it again") from e
+            raise DataError(
+                f"{path}, line {reader.line_num}: {e}; the file is damaged, get it again"
+            ) from e
         except UnicodeDecodeError as e:
-            raise DataError(f"{path}, after line {reader.line_num}: not UTF-8 ({e.reason}); the file is damaged or saved again, get the original") from e
+            raise DataError(
+                f"{path}, after line {reader.line_num}: not UTF-8 ({e.reason}); the file is damaged or saved again, get the original"
+            ) from e
         if names is None:
             raise DataError(f"{path} is empty; get it again")
 
@@ -139,8 +166,10 @@ def table(path, columns, header=True, delimiter=",", comment=None, spaced=False)
 def youtube(path, line, value):
     """value, if it can be the id of a video. Raises DataError otherwise: a spreadsheet turns some of them into formulas and numbers."""
     if not YOUTUBE.fullmatch(value):
-        raise DataError(f"{path}, line {line}: {value!r} is no YouTube id (11 letters, digits, - or _); a spreadsheet may have changed "
-                        "it: get the original file")
+        raise DataError(
+            f"{path}, line {line}: {value!r} is no YouTube id (11 letters, digits, - or _); a spreadsheet may have changed "
+            "it: get the original file"
+        )
     return value
 
 
@@ -148,7 +177,9 @@ def load_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as e:
-        raise DataError(f"{path}: {pointer(path) or f'no valid JSON ({e}): cut off? Get it again'}") from e
+        raise DataError(
+            f"{path}: {pointer(path) or f'no valid JSON ({e}): cut off? Get it again'}"
+        ) from e
 
 
 def pointer(path):
@@ -168,14 +199,18 @@ def stream_json(path, key=None, chunk=1 << 20):
             nonlocal buffer
             new = f.read(chunk)
             if not new:
-                raise DataError(f"{path}: {pointer(path) or f'{what} at character {read + len(buffer)}: cut off? Get it again'}")
+                raise DataError(
+                    f"{path}: {pointer(path) or f'{what} at character {read + len(buffer)}: cut off? Get it again'}"
+                )
             buffer += new
 
         try:
             more("empty")
             while not (start := opening.match(buffer) if key is None else opening.search(buffer)):
                 if key is None or len(buffer) > 64 * chunk:
-                    raise DataError(f"{path}: {pointer(path) or 'not the JSON that was expected: ' + (f'no list {key!r}' if key else 'no list')}")
+                    raise DataError(
+                        f"{path}: {pointer(path) or 'not the JSON that was expected: ' + (f'no list {key!r}' if key else 'no list')}"
+                    )
                 more(f"no list {key!r}")
             at = start.end()
             while True:
@@ -193,20 +228,27 @@ def stream_json(path, key=None, chunk=1 << 20):
                         break
                     except ValueError as e:
                         if len(buffer) - at > LONGEST:
-                            raise DataError(f"{path}: no valid JSON at character {read + at}: {e}") from e
+                            raise DataError(
+                                f"{path}: no valid JSON at character {read + at}: {e}"
+                            ) from e
                         more(f"a record without an end ({e})")
                 if not isinstance(item, dict):
-                    raise DataError(f"{path}: an entry of the list, at character {read + at}, is no record: {str(item)[:80]}")
+                    raise DataError(
+                        f"{path}: an entry of the list, at character {read + at}, is no record: {str(item)[:80]}"
+                    )
                 yield item
                 at = end
                 if at > chunk:
                     read, buffer, at = read + at, buffer[at:], 0
         except UnicodeDecodeError as e:
-            raise DataError(f"{path}: not UTF-8 ({e.reason}); the file is damaged, get it again") from e
+            raise DataError(
+                f"{path}: not UTF-8 ({e.reason}); the file is damaged, get it again"
+            ) from e
 
 
 def as_published(reader):
     """For readers of records: what a record lacks, or holds in another form, is a DataError that says after how many good ones."""
+
     @functools.wraps(reader)
     def guarded(folder, *args, **kwargs):
         n = 0
@@ -216,7 +258,10 @@ def as_published(reader):
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             if isinstance(e, DataError):
                 raise
-            raise DataError(f"{folder}: the record after the first {n:,} is not as published ({type(e).__name__}: {e}); get the file again") from e
+            raise DataError(
+                f"{folder}: the record after the first {n:,} is not as published ({type(e).__name__}: {e}); get the file again"
+            ) from e
+
     return guarded
 
 
@@ -239,8 +284,9 @@ class Sounds:
     def __init__(self, folder):
         self.folder, self.files = str(folder), defaultdict(list)
 
-        def refuse(error):                                  # os.walk would pass over what it may not read
+        def refuse(error):  # os.walk would pass over what it may not read
             raise error
+
         for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
             folders.sort()
             for name in names:
@@ -251,15 +297,21 @@ class Sounds:
     def find(self, *stems):
         for stem in stems:
             *folder, name = stem.split("/")
-            hits = [p for p in self.files.get(name, ()) if p.rpartition(os.sep)[0].split(os.sep)[-len(folder):] == folder or not folder]
+            hits = [
+                p
+                for p in self.files.get(name, ())
+                if p.rpartition(os.sep)[0].split(os.sep)[-len(folder) :] == folder or not folder
+            ]
             if len(hits) > 1 and len({os.path.getsize(p) for p in hits}) > 1:
-                raise DataError(f"{name} is there {len(hits)} times, and not the same: {', '.join(sorted(hits))}")
+                raise DataError(
+                    f"{name} is there {len(hits)} times, and not the same: {', '.join(sorted(hits))}"
+                )
             if hits:
                 return min(hits)
 
     def fingerprint(self):
         """sha256 of the files' names under the folder."""
-        names = sorted(p[len(self.folder):] for paths in self.files.values() for p in paths)
+        names = sorted(p[len(self.folder) :] for paths in self.files.values() for p in paths)
         return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
     def __len__(self):
@@ -269,13 +321,22 @@ class Sounds:
 def read_audio(path):
     """(extension, bytes): the bytes as they are, the extension by what they are (some .wav are mp3). Raises DataError on neither."""
     data = Path(path).read_bytes()
-    kinds = {b"RIFF": "wav", b"RF64": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b".snd": "au"}
+    kinds = {
+        b"RIFF": "wav",
+        b"RF64": "wav",
+        b"fLaC": "flac",
+        b"OggS": "ogg",
+        b"ID3": "mp3",
+        b".snd": "au",
+    }
     for magic, kind in kinds.items():
         if data.startswith(magic):
             return kind, data
     if len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0:
         return "mp3", data
-    raise DataError(f"{path}: {'an empty file' if not data else 'neither wav, flac, ogg, mp3 nor au'}")
+    raise DataError(
+        f"{path}: {'an empty file' if not data else 'neither wav, flac, ogg, mp3 nor au'}"
+    )
 
 
 class Tally:
@@ -293,7 +354,10 @@ class Tally:
         return {reason: {"n": n, "first": self.names[reason]} for reason, n in self.counts.items()}
 
     def __str__(self):
-        names = {reason: ", ".join(first) + (", ..." if self.counts[reason] > len(first) else "") for reason, first in self.names.items()}
+        names = {
+            reason: ", ".join(first) + (", ..." if self.counts[reason] > len(first) else "")
+            for reason, first in self.names.items()
+        }
         return "; ".join(f"{n:,} {reason} ({names[reason]})" for reason, n in self.counts.items())
 
 
@@ -303,17 +367,24 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
     With `sounds` (Sounds) a sample without its audio is counted and left out. Returns index.json's content, and whether it is new. A set
     that is complete and of the same key is kept as it is; what an interrupted call left is gone on with.
     """
-    folder, key = Path(out) / name, {**key, "limit": limit, "audio": sounds and sounds.fingerprint()}
+    folder, key = (
+        Path(out) / name,
+        {**key, "limit": limit, "audio": sounds and sounds.fingerprint()},
+    )
     index = folder / "index.json"
     if index.exists():
         made = load_json(index)
         if made.get("key") != key:
             changed = [k for k in key if made.get("key", {}).get(k) != key[k]]
-            raise DataError(f"{folder} was built with another {', '.join(changed) or 'builder'}; delete it, or choose another --out")
+            raise DataError(
+                f"{folder} was built with another {', '.join(changed) or 'builder'}; delete it, or choose another --out"
+            )
         return made, False
     try:
-        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer, \
-                tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
+        with (
+            ShardWriter(folder, per_shard, {name: licence}, key=key) as writer,
+            tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar,
+        ):
             n = 0
             for sample in samples:
                 if n == limit:
@@ -337,9 +408,11 @@ def build(out, name, samples, tally, key, licence, sounds=None, limit=None, per_
                 raise Missing(f"no samples. Left out: {str(tally) or 'nothing'}")
     except BaseException as e:
         with contextlib.suppress(OSError):
-            folder.rmdir()                              # where nothing is complete yet, nothing is left
+            folder.rmdir()  # where nothing is complete yet, nothing is left
         if isinstance(e, OSError) and e.errno == errno.ENOSPC:
-            raise DataError(f"{folder}: the disk is full. Its complete shards are kept; the same command goes on after them") from e
+            raise DataError(
+                f"{folder}: the disk is full. Its complete shards are kept; the same command goes on after them"
+            ) from e
         raise
     return load_json(index), True
 
@@ -350,13 +423,23 @@ def command(argv, doc, table, options, overview, maker):
     table: name -> what can be built. overview(names, args) prints what is there and returns what differs from the published counts.
     maker(args) -> a function that builds one name and returns its number of samples. Given `all`, what is not on disk is listed at the end.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(table)}")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(table)}"
+    )
     parser.add_argument("--root", required=True, help="the folder that holds the datasets' folders")
     parser.add_argument("--out", help="where the shards go, each set in a folder of its own")
     parser.add_argument("--limit", type=int, help="at most so many samples of each")
-    parser.add_argument("--list", action="store_true", help="print what there is, and what of it is under --root")
-    parser.add_argument("--check", action="store_true", help="compare the counts with the published ones; exit 1 on a difference")
+    parser.add_argument(
+        "--list", action="store_true", help="print what there is, and what of it is under --root"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="compare the counts with the published ones; exit 1 on a difference",
+    )
     options(parser)
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
@@ -369,9 +452,15 @@ def command(argv, doc, table, options, overview, maker):
     try:
         if args.list or args.check:
             wrong = overview(names, args)
-            sys.exit("\n".join([f"{parser.prog}: the counts differ:", *wrong]) if args.check and wrong else 0)
+            sys.exit(
+                "\n".join([f"{parser.prog}: the counts differ:", *wrong])
+                if args.check and wrong
+                else 0
+            )
         if not args.names or not args.out:
-            sys.exit(f"{parser.prog}: name what to build, or all, and the folder --out for the shards (or --list, --check)")
+            sys.exit(
+                f"{parser.prog}: name what to build, or all, and the folder --out for the shards (or --list, --check)"
+            )
         make, total, absent = maker(args), 0, []
         for name in names:
             try:

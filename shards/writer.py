@@ -1,4 +1,5 @@
 """From samples to tar shards (WebDataset's convention), and index.json, which says what they hold. The schema is described in data.py."""
+
 import contextlib
 import hashlib
 import io
@@ -14,7 +15,7 @@ import numpy as np
 
 from data import DataError, check, write_atomic
 
-SHARD_BYTES = 128 << 20                                     # a shard with audio ends here: readers hold some shards in memory
+SHARD_BYTES = 128 << 20  # a shard with audio ends here: readers hold some shards in memory
 
 
 def command_line() -> str:
@@ -34,20 +35,42 @@ class ShardWriter:
     Raises DataError when DIR is already whole, or was begun with another key, and on a sample outside the schema.
     """
 
-    def __init__(self, directory, per_shard=4096, licences=None, vectors=None, command=None, key=None):
+    def __init__(
+        self, directory, per_shard=4096, licences=None, vectors=None, command=None, key=None
+    ):
         self.dir, self.per_shard = Path(directory), per_shard
         if (self.dir / "index.json").exists():
-            raise DataError(f"{self.dir} already holds a finished set of shards; delete it or choose another folder")
+            raise DataError(
+                f"{self.dir} already holds a finished set of shards; delete it or choose another folder"
+            )
         self.dir.mkdir(parents=True, exist_ok=True)
-        self.info = {"licences": licences or {}, "vectors": vectors, "command": command or command_line()}
-        self.key, self.shards, self.sources, self.tasks, self.tar = key, [], Counter(), Counter(), None
+        self.info = {
+            "licences": licences or {},
+            "vectors": vectors,
+            "command": command or command_line(),
+        }
+        self.key, self.shards, self.sources, self.tasks, self.tar = (
+            key,
+            [],
+            Counter(),
+            Counter(),
+            None,
+        )
         self.begun = self.dir / "building.json"
         if self.begun.exists():
             begun = json.loads(self.begun.read_text())
             if key is None or begun["key"] != key:
-                raise DataError(f"{self.dir} was begun from other data or with other options; delete it or choose another folder")
-            self.shards, self.sources, self.tasks = begun["shards"], Counter(begun["sources"]), Counter(begun["tasks"])
-        self.there = sum(s["n"] for s in self.shards)       # samples that an interrupted writer has already written
+                raise DataError(
+                    f"{self.dir} was begun from other data or with other options; delete it or choose another folder"
+                )
+            self.shards, self.sources, self.tasks = (
+                begun["shards"],
+                Counter(begun["sources"]),
+                Counter(begun["tasks"]),
+            )
+        self.there = sum(
+            s["n"] for s in self.shards
+        )  # samples that an interrupted writer has already written
 
     def write(self, sample, vector=None, audio=None):
         """sample: the schema's dict; vector: (D,), its CLAP vector; audio: (extension, bytes)."""
@@ -67,7 +90,7 @@ class ShardWriter:
             pieces += tar_member(f"{name}.npy", npy_bytes(vector))
         self.put(b"".join(pieces))
         if audio is not None:
-            for piece in tar_member(f"{name}.{audio[0]}", audio[1]):        # not joined: audio is long
+            for piece in tar_member(f"{name}.{audio[0]}", audio[1]):  # not joined: audio is long
                 self.put(piece)
         self.n += 1
         self.sources[sample["source"]] += 1
@@ -81,14 +104,25 @@ class ShardWriter:
 
     def close_shard(self):
         if self.tar is not None:
-            self.put(bytes(1024))                           # the end of a tar file
+            self.put(bytes(1024))  # the end of a tar file
             self.tar.close()
             os.replace(f"{self.path}.part", self.path)
-            self.shards.append({"file": self.path.name, "n": self.n, "sha256": self.hash.hexdigest()})
+            self.shards.append(
+                {"file": self.path.name, "n": self.n, "sha256": self.hash.hexdigest()}
+            )
             self.tar = None
             if self.key is not None:
-                write_atomic(self.begun, json.dumps({"key": self.key, "shards": self.shards, "sources": self.sources,
-                                                     "tasks": self.tasks}).encode())
+                write_atomic(
+                    self.begun,
+                    json.dumps(
+                        {
+                            "key": self.key,
+                            "shards": self.shards,
+                            "sources": self.sources,
+                            "tasks": self.tasks,
+                        }
+                    ).encode(),
+                )
 
     def __enter__(self):
         return self
@@ -97,13 +131,21 @@ class ShardWriter:
         try:
             if kind is None:
                 if self.there:
-                    raise DataError(f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again")
+                    raise DataError(
+                        f"{self.dir}: {self.there} samples fewer than when it was begun; delete it and build it again"
+                    )
                 self.close_shard()
-                write_index(self.dir, self.shards, sources=dict(self.sources), tasks=dict(self.tasks), **self.info)
+                write_index(
+                    self.dir,
+                    self.shards,
+                    sources=dict(self.sources),
+                    tasks=dict(self.tasks),
+                    **self.info,
+                )
                 self.begun.unlink(missing_ok=True)
         finally:
             if self.tar is not None:
-                with contextlib.suppress(OSError):          # a full disk refuses what is still buffered
+                with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
                     self.tar.close()
                 Path(f"{self.path}.part").unlink(missing_ok=True)
 
@@ -115,9 +157,9 @@ TAR_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 def tar_member(name: str, data: bytes) -> list:
     """The bytes, in three pieces, that tarfile would write for this file (at most 99 letters of name, 8 GiB of data), at a tenth of its time."""
     head = bytearray(TAR_HEADER)
-    head[:len(name)] = name.encode()
+    head[: len(name)] = name.encode()
     head[124:135] = b"%011o" % len(data)
-    head[148:156] = b" " * 8                                # the checksum counts its own field as spaces
+    head[148:156] = b" " * 8  # the checksum counts its own field as spaces
     head[148:155] = b"%06o\0" % sum(head)
     return [bytes(head), data, bytes(-len(data) % 512)]
 
@@ -126,7 +168,9 @@ def write_index(directory, shards, **info):
     """index.json: `shards` is a list of {"file", "n", "sha256"}; the set's hash covers them all."""
     digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode()).hexdigest()
     index = {"n": sum(s["n"] for s in shards), "hash": digest, **info, "shards": shards}
-    write_atomic(Path(directory) / "index.json", json.dumps(index, indent=1, ensure_ascii=False).encode())
+    write_atomic(
+        Path(directory) / "index.json", json.dumps(index, indent=1, ensure_ascii=False).encode()
+    )
 
 
 def npy_bytes(vector):

@@ -1,4 +1,5 @@
 """A language model's server on the loopback address, and folders of tiny random models, for all that asks language models."""
+
 import json
 import threading
 import time
@@ -15,7 +16,14 @@ class Server:
     requests get instead: (status, headers, body), a number of seconds to stay silent before the answer, "cut" for half of it."""
 
     def __init__(self):
-        self.script, self.requests, self.now, self.most, self.pause, self.lock = [], [], 0, 0, 0.0, threading.Lock()
+        self.script, self.requests, self.now, self.most, self.pause, self.lock = (
+            [],
+            [],
+            0,
+            0,
+            0.0,
+            threading.Lock(),
+        )
         self.answer = lambda body, k: f"answer {k}"
         outer = self
 
@@ -34,7 +42,7 @@ class Server:
                 try:
                     outer.reply(self, turn, body, k)
                 except OSError:
-                    pass                        # the client hung up, as it should after its timeout
+                    pass  # the client hung up, as it should after its timeout
                 finally:
                     with outer.lock:
                         outer.now -= 1
@@ -54,15 +62,17 @@ class Server:
         if data is None:
             data = self.answer(body, k)
             if isinstance(data, str):
-                data = {"choices": [{"message": {"content": data}, "finish_reason": "stop"}],
-                        "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+                data = {
+                    "choices": [{"message": {"content": data}, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+                }
             data = json.dumps(data)
         data = data.encode()
         handler.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(data[:len(data) // 2] if turn == "cut" else data)
+        handler.wfile.write(data[: len(data) // 2] if turn == "cut" else data)
 
 
 @pytest.fixture
@@ -77,7 +87,8 @@ def server(monkeypatch):
 @pytest.fixture(scope="module")
 def random_llms(tokenizer, tmp_path_factory):
     """Folders of random models with a chat template: a LLaMA with room for our prompts, and a GPT-2 without."""
-    from conftest import gpt2, llama                # which imports this module
+    from conftest import gpt2, llama  # which imports this module
+
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
     folders = {}
     for name, model in (("llama", llama()), ("gpt2", gpt2())):

@@ -18,7 +18,17 @@ from torchmetrics import MetricCollection
 from torchmetrics.functional.text import bleu_score
 
 from scoring import captions as module
-from scoring.captions import CiderD, Spice, SpiceMissing, Spider, bleu, bleu_counts, cider_d, ptb_tokenize, rouge_l
+from scoring.captions import (
+    CiderD,
+    Spice,
+    SpiceMissing,
+    Spider,
+    bleu,
+    bleu_counts,
+    cider_d,
+    ptb_tokenize,
+    rouge_l,
+)
 
 # copied from shared/vectors (see its README): a text and below it the tokens that coco-caption keeps
 PTB = r"""
@@ -94,44 +104,140 @@ A café's espresso machine hisses | An espresso machine is hissing in a café | 
 A train horn blows as it's approaching the station | A train blows its horn | A train horn blares while the train approaches |
     The horn of a train blows loudly as it comes closer to the station | A train is approaching and it honks | train horn
 """
-SCORES = {      # CIDEr-D, ROUGE-L, BLEU-1..4 by coco-caption, its counts, and what it gives per item
-    'own_small_v1': dict(
-        score=[1.5967442464727866, 0.665397059293529, 0.7976190476095522, 0.604628312946034, 0.41815341880633045,
-            0.25866223903782143],
+SCORES = {  # CIDEr-D, ROUGE-L, BLEU-1..4 by coco-caption, its counts, and what it gives per item
+    "own_small_v1": dict(
+        score=[
+            1.5967442464727866,
+            0.665397059293529,
+            0.7976190476095522,
+            0.604628312946034,
+            0.41815341880633045,
+            0.25866223903782143,
+        ],
         counts=[67, 33, 12, 3, 84, 72, 60, 49, 84, 80],
-        cider_d=[2.0285465163311702, 2.70620239699198, 0.5686884836581835, 1.434702283028482, 0.9351195045479743,
-            1.4196771019817653, 1.9796740513594735, 2.1548642285015385, 2.035871471469336, 0.7642996805979198,
-            1.6398357404563133, 1.4934494987493072],
-        rouge_l=[0.5555555555555556, 0.9104477611940297, 0.42857142857142855, 0.7904967602591793, 0.5366568914956013,
-            0.48605577689243035, 1.0, 0.625, 0.7777777777777778, 0.5236051502145923, 0.5, 0.850597609561753],
-        bleu_4=[6.55996556926105e-05, 0.9999999995958335, 8.307018471648734e-09, 6.14788152834528e-05, 1.2574334290280229e-08,
-            7.506238536604585e-09, 0.0009999999991250007, 5.721248422925795e-05, 8.555261856594855e-05, 9.302577370852147e-09,
-            1.428720214271959e-08, 5.1697315389526734e-05]),
-    'own_small_v1_single_ref': dict(
-        score=[2.122791293415276, 0.4482817025730408, 0.47619047618480725, 0.3544874830768139, 0.23248803308725535,
-            0.16654505646512538],
+        cider_d=[
+            2.0285465163311702,
+            2.70620239699198,
+            0.5686884836581835,
+            1.434702283028482,
+            0.9351195045479743,
+            1.4196771019817653,
+            1.9796740513594735,
+            2.1548642285015385,
+            2.035871471469336,
+            0.7642996805979198,
+            1.6398357404563133,
+            1.4934494987493072,
+        ],
+        rouge_l=[
+            0.5555555555555556,
+            0.9104477611940297,
+            0.42857142857142855,
+            0.7904967602591793,
+            0.5366568914956013,
+            0.48605577689243035,
+            1.0,
+            0.625,
+            0.7777777777777778,
+            0.5236051502145923,
+            0.5,
+            0.850597609561753,
+        ],
+        bleu_4=[
+            6.55996556926105e-05,
+            0.9999999995958335,
+            8.307018471648734e-09,
+            6.14788152834528e-05,
+            1.2574334290280229e-08,
+            7.506238536604585e-09,
+            0.0009999999991250007,
+            5.721248422925795e-05,
+            8.555261856594855e-05,
+            9.302577370852147e-09,
+            1.428720214271959e-08,
+            5.1697315389526734e-05,
+        ],
+    ),
+    "own_small_v1_single_ref": dict(
+        score=[
+            2.122791293415276,
+            0.4482817025730408,
+            0.47619047618480725,
+            0.3544874830768139,
+            0.23248803308725535,
+            0.16654505646512538,
+        ],
         counts=[40, 19, 6, 3, 84, 72, 60, 49, 84, 80],
-        cider_d=[1.7858270956248112, 8.842327825487091, 1.2985637176857003, 0.0, 1.7999139822007393, 1.2550021667288358,
-            0.5953620552102069, 2.977365311828157, 2.3507472077390013, 1.1911115214127102, 2.1977227406902666,
-            1.179551896375789],
-        rouge_l=[0.5555555555555556, 0.9104477611940297, 0.42857142857142855, 0.0, 0.5366568914956013, 0.34014869888475835,
-            0.20198675496688742, 0.625, 0.5532879818594103, 0.5236051502145923, 0.2785388127853881, 0.42558139534883715],
-        bleu_4=[7.583235671536399e-09, 0.8464817245484947, 7.730551754367208e-09, 1.857505799560655e-16,
-            1.0294994182935423e-08, 4.939382736523921e-09, 1.2274570254139038e-08, 5.4663255680950514e-05, 4.032989116198e-05,
-            1.1362193661029629e-08, 8.748468734740506e-09, 5.3077121704368895e-09]),
-    'own_empty_candidate': dict(
-        score=[1.2594071443257384, 0.5323789875061593, 0.6230406263948198, 0.47785034707225355, 0.3989796269250969,
-            0.34080171939441684],
+        cider_d=[
+            1.7858270956248112,
+            8.842327825487091,
+            1.2985637176857003,
+            0.0,
+            1.7999139822007393,
+            1.2550021667288358,
+            0.5953620552102069,
+            2.977365311828157,
+            2.3507472077390013,
+            1.1911115214127102,
+            2.1977227406902666,
+            1.179551896375789,
+        ],
+        rouge_l=[
+            0.5555555555555556,
+            0.9104477611940297,
+            0.42857142857142855,
+            0.0,
+            0.5366568914956013,
+            0.34014869888475835,
+            0.20198675496688742,
+            0.625,
+            0.5532879818594103,
+            0.5236051502145923,
+            0.2785388127853881,
+            0.42558139534883715,
+        ],
+        bleu_4=[
+            7.583235671536399e-09,
+            0.8464817245484947,
+            7.730551754367208e-09,
+            1.857505799560655e-16,
+            1.0294994182935423e-08,
+            4.939382736523921e-09,
+            1.2274570254139038e-08,
+            5.4663255680950514e-05,
+            4.032989116198e-05,
+            1.1362193661029629e-08,
+            8.748468734740506e-09,
+            5.3077121704368895e-09,
+        ],
+    ),
+    "own_empty_candidate": dict(
+        score=[
+            1.2594071443257384,
+            0.5323789875061593,
+            0.6230406263948198,
+            0.47785034707225355,
+            0.3989796269250969,
+            0.34080171939441684,
+        ],
         counts=[16, 8, 5, 3, 20, 17, 14, 11, 20, 25],
         cider_d=[0.0, 2.672390992887384, 0.9296761213783351, 1.4355614630372346],
         rouge_l=[0.0, 0.9104477611940297, 0.42857142857142855, 0.7904967602591793],
-        bleu_4=[0.0, 0.9999999995958335, 8.307018471648734e-09, 6.14788152834528e-05]),
+        bleu_4=[0.0, 0.9999999995958335, 8.307018471648734e-09, 6.14788152834528e-05],
+    ),
 }
-SPICE = [       # id, F, true and false positives, false negatives: the stand-in's answers
-    ['identical', 1.0, 4, 0, 0], ['synonym_object', 1.0, 2, 0, 0], ['synonym_verb_attr', 1.0, 2, 0, 0], ['no_overlap', 0.0, 0,
-    2, 2], ['merge_in_refs', 0.8, 2, 0, 1], ['relation_partial', 0.4444444444444445, 2, 3, 2], ['be_prefix_relation', 1.0, 3,
-    0, 0], ['duplicate_test_tuples', 0.8, 2, 0, 1], ['cardinality_color_size', 0.888888888888889, 4, 0, 1], ['empty_test',
-    0.0, 0, 0, 1], ['empty_ref', 0.0, 0, 1, 0]
+SPICE = [  # id, F, true and false positives, false negatives: the stand-in's answers
+    ["identical", 1.0, 4, 0, 0],
+    ["synonym_object", 1.0, 2, 0, 0],
+    ["synonym_verb_attr", 1.0, 2, 0, 0],
+    ["no_overlap", 0.0, 0, 2, 2],
+    ["merge_in_refs", 0.8, 2, 0, 1],
+    ["relation_partial", 0.4444444444444445, 2, 3, 2],
+    ["be_prefix_relation", 1.0, 3, 0, 0],
+    ["duplicate_test_tuples", 0.8, 2, 0, 1],
+    ["cardinality_color_size", 0.888888888888889, 4, 0, 1],
+    ["empty_test", 0.0, 0, 0, 1],
+    ["empty_ref", 0.0, 0, 1, 0],
 ]
 
 
@@ -160,7 +266,7 @@ def real(shared, entry):
     else:
         for row in rows_of(shared / "data/clotho/clotho_captions_evaluation.csv"):
             clips[row["file_name"]] = [row[f"caption_{i}"] for i in range(1, 6)]
-    return [c[rot] for c in clips.values()], [c[:rot] + c[rot + 1:] for c in clips.values()]
+    return [c[rot] for c in clips.values()], [c[:rot] + c[rot + 1 :] for c in clips.values()]
 
 
 def rows_of(path):
@@ -174,7 +280,11 @@ def entries(shared):
 
 def all_scores(preds, target):
     counts = bleu_counts(preds, target)
-    return [cider_d(preds, target).mean().item(), rouge_l(preds, target).mean().item(), *bleu(counts.sum(0)).tolist()], counts
+    return [
+        cider_d(preds, target).mean().item(),
+        rouge_l(preds, target).mean().item(),
+        *bleu(counts.sum(0)).tolist(),
+    ], counts
 
 
 def double(values):
@@ -182,6 +292,7 @@ def double(values):
 
 
 # --- tokens ---
+
 
 def test_tokens_are_the_original_ones():
     lines = PTB.strip("\n").replace("\n    ", " ").split("\n")
@@ -201,13 +312,24 @@ def test_tokens_of_anything():
     assert ptb_tokenize("A dog\n\nbarks.\r\nIt rains") == "a dog barks it rains".split()
     assert ptb_tokenize("🎵music🎵 &amp; 日本語") == ["music", "&", "日本語"]
     assert ptb_tokenize("in A. The B. minor") == ["in", "a", "the", "b.", "minor"]
-    for odd in ("\ud800", "\0", "<" * 500, "((" * 500, "a-" * 500, "a.b" * 500, "'" * 500, "x" * 5000, "1,1" * 500):
+    for odd in (
+        "\ud800",
+        "\0",
+        "<" * 500,
+        "((" * 500,
+        "a-" * 500,
+        "a.b" * 500,
+        "'" * 500,
+        "x" * 5000,
+        "1,1" * 500,
+    ):
         started = time.process_time()
         ptb_tokenize(odd)
-        assert time.process_time() - started < 1, odd[:4]           # no rule goes back and forth
+        assert time.process_time() - started < 1, odd[:4]  # no rule goes back and forth
 
 
 # --- values ---
+
 
 @pytest.mark.parametrize("name", SCORES)
 def test_own_sets(name):
@@ -216,7 +338,11 @@ def test_own_sets(name):
     scores, counts = all_scores(preds, target)
     assert scores == pytest.approx(want["score"], abs=1e-9)
     assert counts.sum(0).tolist() == want["counts"]
-    for got, key in ((cider_d(preds, target), "cider_d"), (rouge_l(preds, target), "rouge_l"), (bleu(counts)[:, 3], "bleu_4")):
+    for got, key in (
+        (cider_d(preds, target), "cider_d"),
+        (rouge_l(preds, target), "rouge_l"),
+        (bleu(counts)[:, 3], "bleu_4"),
+    ):
         assert got.dtype == torch.float64 and got.shape == (len(preds),)
         torch.testing.assert_close(got, double(want[key]), rtol=0, atol=1e-9)
 
@@ -232,9 +358,15 @@ def test_reference_scores(shared):
         c = want["bleu_counts"]
         assert counts.sum(0).tolist() == [*c["correct"], *c["guess"], c["testlen"], c["reflen"]]
         if "per_item" in want:
-            torch.testing.assert_close(cider_d(preds, target), double(want["per_item"]["cider_d"]), rtol=0, atol=1e-9)
-            torch.testing.assert_close(rouge_l(preds, target), double(want["per_item"]["rouge_l"]), rtol=0, atol=1e-9)
-            torch.testing.assert_close(bleu(counts)[:, 3], double(want["per_item"]["bleu_4"]), rtol=0, atol=1e-9)
+            torch.testing.assert_close(
+                cider_d(preds, target), double(want["per_item"]["cider_d"]), rtol=0, atol=1e-9
+            )
+            torch.testing.assert_close(
+                rouge_l(preds, target), double(want["per_item"]["rouge_l"]), rtol=0, atol=1e-9
+            )
+            torch.testing.assert_close(
+                bleu(counts)[:, 3], double(want["per_item"]["bleu_4"]), rtol=0, atol=1e-9
+            )
         for key, value in entry.get("published", {}).items():
             if key in keys:
                 assert round(want[key], 3) == value
@@ -244,11 +376,21 @@ def test_reference_scores(shared):
 
 def plain_cider_d(preds, target):
     """Vedantam et al.'s formulas with dictionaries, caption by caption."""
+
     def vector(text):
         words = ptb_tokenize(text)
-        return [Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1)) for n in range(1, 5)]
-    documents = Counter(g for refs in target for g in {g for ref in refs for grams in vector(ref) for g in grams})
-    weigh = [lambda grams: {g: c * (math.log(len(preds)) - math.log(max(1, documents[g]))) for g, c in grams.items()}] * 4
+        return [
+            Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, 5)
+        ]
+
+    documents = Counter(
+        g for refs in target for g in {g for ref in refs for grams in vector(ref) for g in grams}
+    )
+    weigh = [
+        lambda grams: {
+            g: c * (math.log(len(preds)) - math.log(max(1, documents[g]))) for g, c in grams.items()
+        }
+    ] * 4
     scores = []
     for pred, refs in zip(preds, target):
         a, total = [w(g) for w, g in zip(weigh, vector(pred))], 0
@@ -258,19 +400,25 @@ def plain_cider_d(preds, target):
             for u, v in zip(a, b):
                 norm = math.sqrt(sum(x * x for x in u.values()) * sum(x * x for x in v.values()))
                 dot = sum(min(x, v.get(g, 0)) * v.get(g, 0) for g, x in u.items())
-                total += dot / norm * math.exp(-far ** 2 / 72) if norm else 0
+                total += dot / norm * math.exp(-(far**2) / 72) if norm else 0
         scores.append(10 * total / 4 / len(refs))
     return scores
 
 
 def babble(rng, n, most=12):
-    text = lambda: " ".join(rng.choices("rain dog bark loud car wind and a the near".split(), k=rng.randint(0, most)))
-    return [text() for _ in range(n)], [[text() for _ in range(rng.randint(1, 5))] for _ in range(n)]
+    text = lambda: " ".join(
+        rng.choices("rain dog bark loud car wind and a the near".split(), k=rng.randint(0, most))
+    )
+    return [text() for _ in range(n)], [
+        [text() for _ in range(rng.randint(1, 5))] for _ in range(n)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_cider_d_is_its_formula(seed):
-    preds, target = babble(random.Random(seed), [1, 2, 3, 9, 20, 40][seed], most=[12, 12, 3, 12, 30, 1][seed])
+    preds, target = babble(
+        random.Random(seed), [1, 2, 3, 9, 20, 40][seed], most=[12, 12, 3, 12, 30, 1][seed]
+    )
     assert cider_d(preds, target).tolist() == pytest.approx(plain_cider_d(preds, target), abs=1e-12)
 
 
@@ -279,8 +427,11 @@ def plain_rouge_l(pred, refs):
         table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
         for i, x in enumerate(a):
             for j, y in enumerate(b):
-                table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+                table[i + 1][j + 1] = (
+                    table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+                )
         return table[-1][-1]
+
     pred, refs = ptb_tokenize(pred), [ptb_tokenize(ref) for ref in refs]
     p = max(common(pred, ref) / max(len(pred), 1) for ref in refs)
     r = max(common(pred, ref) / max(len(ref), 1) for ref in refs)
@@ -288,25 +439,32 @@ def plain_rouge_l(pred, refs):
 
 
 def test_rouge_l_is_its_formula():
-    preds, target = babble(random.Random(0), 40, most=90)           # longer than a machine word, too
-    assert rouge_l(preds, target).tolist() == pytest.approx([plain_rouge_l(*x) for x in zip(preds, target)], abs=1e-12)
+    preds, target = babble(random.Random(0), 40, most=90)  # longer than a machine word, too
+    assert rouge_l(preds, target).tolist() == pytest.approx(
+        [plain_rouge_l(*x) for x in zip(preds, target)], abs=1e-12
+    )
 
 
 def test_bleu_against_torchmetrics():
     preds, target = babble(random.Random(1), 60)
     preds[::2] = [refs[-1] + " loud car" for refs in target[::2]]
     joined = [" ".join(ptb_tokenize(pred)) for pred in preds]
-    refs = [sorted((" ".join(ptb_tokenize(ref)) for ref in refs), key=lambda ref: len(ref.split())) for refs in target]
+    refs = [
+        sorted((" ".join(ptb_tokenize(ref)) for ref in refs), key=lambda ref: len(ref.split()))
+        for refs in target
+    ]
     mine = bleu(bleu_counts(preds, target).sum(0))
     for n in range(1, 5):
-        assert bleu_score(joined, refs, n_gram=n).item() == pytest.approx(mine[n - 1].item(), abs=1e-6)
+        assert bleu_score(joined, refs, n_gram=n).item() == pytest.approx(
+            mine[n - 1].item(), abs=1e-6
+        )
 
 
 def test_bleu_of_a_resampled_set_needs_no_counting_anew():
     preds, target = own()
     draw = torch.randint(12, (5, 12), generator=torch.Generator().manual_seed(0))
     weights = torch.stack([row.bincount(minlength=12) for row in draw]).double()
-    got = bleu(weights @ bleu_counts(preds, target))                # (5, 4)
+    got = bleu(weights @ bleu_counts(preds, target))  # (5, 4)
     for row, scores in zip(draw, got):
         again = bleu(bleu_counts([preds[i] for i in row], [target[i] for i in row]).sum(0))
         torch.testing.assert_close(scores, again, rtol=0, atol=1e-12)
@@ -316,38 +474,57 @@ def test_a_caption_against_itself():
     preds, target = own()
     target = [[pred] for pred in preds]
     long = torch.tensor([len(ptb_tokenize(pred)) >= 4 for pred in preds])
-    torch.testing.assert_close(cider_d(preds, target)[long], double([10.] * int(long.sum())))
-    assert rouge_l(preds, target).tolist() == pytest.approx([1.] * 12)
-    assert bleu(bleu_counts(preds, target).sum(0)).tolist() == pytest.approx([1.] * 4)
+    torch.testing.assert_close(cider_d(preds, target)[long], double([10.0] * int(long.sum())))
+    assert rouge_l(preds, target).tolist() == pytest.approx([1.0] * 12)
+    assert bleu(bleu_counts(preds, target).sum(0)).tolist() == pytest.approx([1.0] * 4)
 
 
 # --- bad and strange input ---
 
+
 def test_empty_and_strange_predictions():
     preds, target = own()
-    for odd in ("", "   ", "...", "日本語の文章です", "word " * 1000, "😀", "\ud800", "a\nb\u2028c\0", '"image_id"'):
+    for odd in (
+        "",
+        "   ",
+        "...",
+        "日本語の文章です",
+        "word " * 1000,
+        "😀",
+        "\ud800",
+        "a\nb\u2028c\0",
+        '"image_id"',
+    ):
         scores, counts = all_scores([odd, *preds[1:]], target)
         assert all(math.isfinite(s) for s in scores) and counts.isfinite().all()
-        assert cider_d([odd, *preds[1:]], target)[0] == rouge_l([odd, *preds[1:]], target)[0] == 0 or odd[0] == "a"
+        assert (
+            cider_d([odd, *preds[1:]], target)[0] == rouge_l([odd, *preds[1:]], target)[0] == 0
+            or odd[0] == "a"
+        )
         metric = CiderD()
         metric.update([odd, *preds[1:]], target)
         assert metric.compute().item() == pytest.approx(scores[0], abs=1e-12)
     nothing = all_scores([""] * 3, [["", "..."], [""], ["a dog"]])[0]
     assert nothing == pytest.approx([0] * 6)
-    assert all_scores(preds, [[*refs, ""] for refs in target])[0][1:] == pytest.approx(all_scores(preds, target)[0][1:])
+    assert all_scores(preds, [[*refs, ""] for refs in target])[0][1:] == pytest.approx(
+        all_scores(preds, target)[0][1:]
+    )
     assert len(cider_d([], [])) == len(rouge_l([], [])) == len(bleu_counts([], [])) == 0
 
 
-@pytest.mark.parametrize("preds, target, message", [
-    (["a", "b"], [["a"]], "2 predictions but 1 lists"),
-    (["a", "b"], [["a"], []], "item 1: the list of references is empty: leave the item out"),
-    (["a", "b"], [["a"], "b"], r"item 1: the references are 'b', not a list of str: put \[\]"),
-    (["a"], [None], "item 0: the references are None"),
-    (["a"], [["a", None]], "item 0: the reference None is not a str"),
-    (["a", None], [["a"], ["b"]], "prediction 1 is None, not a str: give ''"),
-    ("a", ["a"], "not a single str"),
-    (["a"], "a", "not a single str"),
-])
+@pytest.mark.parametrize(
+    "preds, target, message",
+    [
+        (["a", "b"], [["a"]], "2 predictions but 1 lists"),
+        (["a", "b"], [["a"], []], "item 1: the list of references is empty: leave the item out"),
+        (["a", "b"], [["a"], "b"], r"item 1: the references are 'b', not a list of str: put \[\]"),
+        (["a"], [None], "item 0: the references are None"),
+        (["a"], [["a", None]], "item 0: the reference None is not a str"),
+        (["a", None], [["a"], ["b"]], "prediction 1 is None, not a str: give ''"),
+        ("a", ["a"], "not a single str"),
+        (["a"], "a", "not a single str"),
+    ],
+)
 def test_bad_input_says_which_item(preds, target, message):
     for function in (cider_d, rouge_l, bleu_counts, CiderD().update):
         with pytest.raises(ValueError, match=message):
@@ -365,17 +542,18 @@ def test_nothing_to_score():
 
 # --- Metric ---
 
+
 def test_batches_are_one_set():
     preds, target = own()
     whole = cider_d(preds, target).mean().item()
     for size in (1, 5, 12):
         metric = CiderD()
         for i in range(0, 12, size):
-            metric.update(preds[i:i + size], tuple(target[i:i + size]))
+            metric.update(preds[i : i + size], tuple(target[i : i + size]))
         assert metric.compute().dtype == torch.float64 and metric.compute().shape == ()
         assert metric.compute().item() == pytest.approx(whole, abs=1e-12)
     metric.reset()
-    batch = metric(preds[:5], target[:5])                               # forward: this batch's own score
+    batch = metric(preds[:5], target[:5])  # forward: this batch's own score
     assert batch.item() == pytest.approx(cider_d(preds[:5], target[:5]).mean().item(), abs=1e-12)
     metric(preds[5:], target[5:])
     assert metric.compute().item() == pytest.approx(whole, abs=1e-12)
@@ -395,26 +573,36 @@ def test_pickled_cloned_and_collected():
         assert copy.compute().item() == pytest.approx(SCORES["own_small_v1"]["score"][0], abs=1e-9)
     metric.update(preds[5:], target[5:])
     assert pickle.loads(pickle.dumps(metric)).compute() == metric.compute()
-    both = MetricCollection({"a": CiderD(), "b": CiderD()})             # torchmetrics keeps equal states once
+    both = MetricCollection({"a": CiderD(), "b": CiderD()})  # torchmetrics keeps equal states once
     for i in (0, 5, 9):
-        both.update(preds[i:{0: 5, 5: 9, 9: 12}[i]], target[i:{0: 5, 5: 9, 9: 12}[i]])
+        both.update(preds[i : {0: 5, 5: 9, 9: 12}[i]], target[i : {0: 5, 5: 9, 9: 12}[i]])
     assert len(both.compute_groups) == 1
-    assert {k: v.item() for k, v in both.compute().items()} == pytest.approx(dict.fromkeys("ab", metric.compute().item()))
+    assert {k: v.item() for k, v in both.compute().items()} == pytest.approx(
+        dict.fromkeys("ab", metric.compute().item())
+    )
 
 
 def rank_main(rank, folder):
     """One of two Gloo processes: all splits of the captions over the ranks, also with nothing for one of them."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
     (preds, target), results = own(), []
     for split in ([7, 5], [1, 11], [12, 0], [0, 12]):
         mine = slice(0, split[0]) if rank == 0 else slice(split[0], 12)
         for make in (CiderD, lambda: MetricCollection({"cider_d": CiderD(), "again": CiderD()})):
             metric = make()
             for i in range(*mine.indices(12)):
-                metric.update(preds[i:i + 1], target[i:i + 1])
+                metric.update(preds[i : i + 1], target[i : i + 1])
             value = metric.compute()
             results.append(value["cider_d"].item() if isinstance(value, dict) else value.item())
-            if rank == 1 and isinstance(metric, CiderD):                # after compute, the rank has its own captions again
+            if rank == 1 and isinstance(
+                metric, CiderD
+            ):  # after compute, the rank has its own captions again
                 metric.update(["x"], [["x"]])
                 results.append(len(metric.captions()[0]))
             elif isinstance(metric, CiderD):
@@ -424,7 +612,9 @@ def rank_main(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no Gloo")
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no Gloo"
+)
 def test_two_processes_score_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = mp.spawn(rank_main, (str(tmp_path),), nprocs=2, join=False)
@@ -451,15 +641,15 @@ def test_audiocaps_in_well_under_a_second(shared):
     started = time.process_time()
     metric = CiderD()
     for i in range(0, 975, 64):
-        metric.update(preds[i:i + 64], target[i:i + 64])
+        metric.update(preds[i : i + 64], target[i : i + 64])
     assert metric.compute().item() == pytest.approx(entry["coco_caption"]["cider_d"], abs=1e-9)
     all_scores(preds, target)
-    assert time.process_time() - started < 2                # 0.2 s on a slow core; others may be using it
+    assert time.process_time() - started < 2  # 0.2 s on a slow core; others may be using it
 
 
 # --- SPICE with a stand-in for Java ---
 
-STAND_IN = '''#!{python} -S
+STAND_IN = """#!{python} -S
 import json, os, sys, time
 args, mode = sys.argv[1:], os.environ.get("STAND_IN", "")
 if args == ["-version"]:
@@ -489,7 +679,7 @@ if args[6:]:
             for x, a, b, c, d in zip(items, f, tp, fp, fn)][:images]
     open(args[7], "w").write("[1, {{" if mode == "garbage" else json.dumps(rows, indent=2))
 print("SPICE evaluation took: 6.285 s")
-'''
+"""
 NAMES = [row[0] for row in SPICE]
 TARGETS = [["ein Hund", f"a {name}"] for name in NAMES]
 MEAN = sum(row[1] for row in SPICE) / len(SPICE)
@@ -504,7 +694,9 @@ def java(tmp_path, monkeypatch):
     def make(version="17.0.15", folder="bin"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         path = tmp_path / folder / "java"
-        path.write_text(STAND_IN.format(python=sys.executable, version=version, log=str(log), answers=SPICE))
+        path.write_text(
+            STAND_IN.format(python=sys.executable, version=version, log=str(log), answers=SPICE)
+        )
         path.chmod(0o755)
         (home / "lib").mkdir(parents=True, exist_ok=True)
         for name in module._PIECES:
@@ -512,7 +704,10 @@ def java(tmp_path, monkeypatch):
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
         monkeypatch.setenv("SPICE_HOME", str(home))
         return home
-    make.runs = lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    make.runs = lambda: (
+        [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    )
     module._run_spice.cache_clear()
     return make
 
@@ -521,11 +716,11 @@ def test_spice_reads_the_printed_mean(java):
     home = java()
     metric = Spice()
     for i in range(0, 11, 4):
-        metric.update(NAMES[i:i + 4], TARGETS[i:i + 4])
+        metric.update(NAMES[i : i + 4], TARGETS[i : i + 4])
     assert metric.compute().dtype == torch.float64
     assert metric.compute().item() == pytest.approx(round(MEAN, 3), abs=1e-12)
     assert metric.per_item(NAMES, TARGETS) is None
-    run, = java.runs()                                                  # one Java for all three
+    (run,) = java.runs()  # one Java for all three
     assert run[3].split(":") == [f"{home}/spice-1.0.jar", f"{home}/lib/*"]
     assert not {"-cache", "-silent", "-out"} & set(run) and "-Duser.language=en" in run
     assert pickle.loads(pickle.dumps(metric)).compute().item() == metric.compute().item()
@@ -539,8 +734,10 @@ def test_spice_reads_exact_scores_where_there_is_an_engine(java, version):
     metric = Spice(home=str(home), memory="2G")
     metric.update(NAMES, TARGETS)
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-12)
-    torch.testing.assert_close(metric.per_item(NAMES, TARGETS), double([row[1] for row in SPICE]), rtol=0, atol=1e-12)
-    run, = java.runs()
+    torch.testing.assert_close(
+        metric.per_item(NAMES, TARGETS), double([row[1] for row in SPICE]), rtol=0, atol=1e-12
+    )
+    (run,) = java.runs()
     assert run[0] == "-Xmx2G" and "-out" in run and not {"-cache", "-silent"} & set(run)
 
 
@@ -567,22 +764,29 @@ def test_spider_is_the_mean_of_both_and_shares_the_run(java):
     both.update(preds[:4], target[:4])
     both.update(preds[4:], target[4:])
     scores = {key: value.item() for key, value in both.compute().items()}
-    assert scores["spice"] == 0.5 and scores["cider_d"] == pytest.approx(SCORES["own_small_v1"]["score"][0], abs=1e-9)
+    assert scores["spice"] == 0.5 and scores["cider_d"] == pytest.approx(
+        SCORES["own_small_v1"]["score"][0], abs=1e-9
+    )
     assert scores["spider"] == pytest.approx((scores["spice"] + scores["cider_d"]) / 2, abs=1e-12)
-    assert both["spider"].per_item(preds, target).mean().item() == pytest.approx(scores["spider"], abs=1e-12)
+    assert both["spider"].per_item(preds, target).mean().item() == pytest.approx(
+        scores["spider"], abs=1e-12
+    )
     assert len(java.runs()) == 1
     java("17.0.1")
     assert Spider().per_item(preds, target) is None
 
 
-@pytest.mark.parametrize("mode, version, message", [
-    ("fail", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
-    ("garbage", "17", "names no score"),
-    ("garbage", "11", "Expecting property name"),
-    ("short", "17", "mean of .* over 10 captions"),
-    ("short", "11", "mean of .* over 10 captions"),
-    ("hang", "17", "out of time: give a longer timeout"),
-])
+@pytest.mark.parametrize(
+    "mode, version, message",
+    [
+        ("fail", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
+        ("garbage", "17", "names no score"),
+        ("garbage", "11", "Expecting property name"),
+        ("short", "17", "mean of .* over 10 captions"),
+        ("short", "11", "mean of .* over 10 captions"),
+        ("hang", "17", "out of time: give a longer timeout"),
+    ],
+)
 def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
     java(version)
     metric = Spice(timeout=1 if mode == "hang" else 60)
@@ -593,7 +797,7 @@ def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
         metric.compute()
     assert time.monotonic() - started < 30
     monkeypatch.delenv("STAND_IN")
-    assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)      # a failure is not remembered
+    assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)  # a failure is not remembered
 
 
 def test_a_java_that_has_gone(java, tmp_path):
@@ -609,14 +813,19 @@ def test_all_that_is_missing_is_named_at_once(java, tmp_path, monkeypatch):
     home = java()
     Spice()
     monkeypatch.setenv("STAND_IN", "broken")
-    with pytest.raises(SpiceMissing, match=r"Java 8 or later \(.*bin/java\): apt-get install default-jre-headless"):
+    with pytest.raises(
+        SpiceMissing, match=r"Java 8 or later \(.*bin/java\): apt-get install default-jre-headless"
+    ):
         Spice()
     (home / "lib/stanford-corenlp-3.6.0-models.jar").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpiceMissing) as missing:
         Spider()
     lines = str(missing.value).split("\n  ")[1:]
-    assert [line.split(" (")[0] for line in lines] == ["Java 8 or later", "lib/stanford-corenlp-3.6.0-models.jar"]
+    assert [line.split(" (")[0] for line in lines] == [
+        "Java 8 or later",
+        "lib/stanford-corenlp-3.6.0-models.jar",
+    ]
     assert f"-d '{home}'/lib" in lines[1] and "none on PATH or in JAVA_HOME" in lines[0]
     monkeypatch.delenv("SPICE_HOME")
     with pytest.raises(SpiceMissing) as missing:
@@ -632,5 +841,5 @@ def test_java_home_comes_before_path(java, tmp_path, monkeypatch):
     java("11.0.2", folder="jdk/bin")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
     assert Spice().engine
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "elsewhere"))        # set, but with no Java in it
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "elsewhere"))  # set, but with no Java in it
     assert not Spice().engine

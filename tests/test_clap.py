@@ -1,4 +1,5 @@
 """clap.py against msclap's package, transformers' ClapModel, numpy and soundfile."""
+
 import io
 import time
 import tracemalloc
@@ -6,6 +7,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import soundfile as sf
 import soxr
@@ -13,16 +15,27 @@ import torch
 import torch.nn.functional as F
 from scipy.signal import fftconvolve
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    PreTrainedTokenizerFast,
+)
 
 import clap as clap_module
-import oracle
 from audio import AudioError, load_audio
 from clap import CLAP, CLAPConfig, encode_file, load_clap
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-TEXTS = ["A dog barks", "rain", "", "Wind blows! Then a loud bang! And a car passes by", "footsteps on gravel, birds",
-         "a man speaks while " + "a bell rings and " * 30 + "a train passes"]
+TEXTS = [
+    "A dog barks",
+    "rain",
+    "",
+    "Wind blows! Then a loud bang! And a car passes by",
+    "footsteps on gravel, birds",
+    "a man speaks while " + "a bell rings and " * 30 + "a train passes",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,8 +51,14 @@ def bpe():
     """A small byte-level BPE whose id 0 is "!", as GPT-2's is."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=320, show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tok.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     return tok
 
 
@@ -65,9 +84,24 @@ def shake(model, seed=0):
 
 
 def small(tok, **changes):
-    config = dict(text=dict(n_embd=32, n_layer=2, n_head=2), dim=24, sample_rate=8000, seconds=1, n_fft=512, hop=256,
-                  fmax=4000, max_tokens=20, audio=dict(spec_size=32, num_mel_bins=32, patch_embeds_hidden_size=8,
-                                                       depths=[2, 2], num_attention_heads=[2, 4], window_size=4))
+    config = dict(
+        text=dict(n_embd=32, n_layer=2, n_head=2),
+        dim=24,
+        sample_rate=8000,
+        seconds=1,
+        n_fft=512,
+        hop=256,
+        fmax=4000,
+        max_tokens=20,
+        audio=dict(
+            spec_size=32,
+            num_mel_bins=32,
+            patch_embeds_hidden_size=8,
+            depths=[2, 2],
+            num_attention_heads=[2, 4],
+            window_size=4,
+        ),
+    )
     torch.manual_seed(0)
     return CLAP(CLAPConfig(**{**config, **changes}), tok)
 
@@ -81,7 +115,10 @@ def sounds(n, samples):
     """(n, samples): silence, white noise, then ever higher tones with a little noise."""
     g, t = torch.Generator().manual_seed(0), torch.arange(samples)
     waves = [torch.zeros(samples), 0.1 * torch.randn(samples, generator=g)]
-    waves += [0.5 * torch.sin(0.1 * 1.5 ** i * t) + 0.003 * torch.randn(samples, generator=g) for i in range(n - 2)]
+    waves += [
+        0.5 * torch.sin(0.1 * 1.5**i * t) + 0.003 * torch.randn(samples, generator=g)
+        for i in range(n - 2)
+    ]
     return torch.stack(waves)
 
 
@@ -92,13 +129,16 @@ def differ(x, least=1e-2):
 
 # --- parity -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def msclap_oracle():
     try:
         Wrapper, model = oracle.msclap()
     except ImportError as e:
         pytest.skip(f"msclap's package is the oracle: {oracle.INSTALL} ({e})")
-    frozen = {n: p.clone() for n, p in model.named_parameters() if "extractor" in n}        # DFT and mel matrices
+    frozen = {
+        n: p.clone() for n, p in model.named_parameters() if "extractor" in n
+    }  # DFT and mel matrices
     shake(model)
     model.load_state_dict(frozen, strict=False)
     return Wrapper, model
@@ -114,11 +154,18 @@ def test_msclap_parity(msclap_oracle, tok, tmp_path):
     assert not any(p.requires_grad for p in clap.parameters())
 
     # text, prepared by msclap's own wrapper; it cannot take more than 77 tokens
-    padded = AutoTokenizer.from_pretrained(gpt2) if gpt2.exists() else PreTrainedTokenizerFast(
-        tokenizer_object=bpe(), eos_token="<|endoftext|>")
+    padded = (
+        AutoTokenizer.from_pretrained(gpt2)
+        if gpt2.exists()
+        else PreTrainedTokenizerFast(tokenizer_object=bpe(), eos_token="<|endoftext|>")
+    )
     padded.add_special_tokens({"pad_token": "!"})
     wrapper = Wrapper.__new__(Wrapper)
-    wrapper.tokenizer, wrapper.use_cuda, wrapper.token_keys = padded, False, ["input_ids", "attention_mask"]
+    wrapper.tokenizer, wrapper.use_cuda, wrapper.token_keys = (
+        padded,
+        False,
+        ["input_ids", "attention_mask"],
+    )
     wrapper.args = types.SimpleNamespace(text_model="gpt2", text_len=77)
     if not hasattr(padded, "encode_plus"):
         padded.encode_plus = lambda text, **kwargs: padded(text, **kwargs)
@@ -128,7 +175,7 @@ def test_msclap_parity(msclap_oracle, tok, tmp_path):
     assert len(texts) >= 5 and differ(theirs)
     ours, marks = clap.encode_text(texts), torch.tensor(["!" in t for t in texts])
     assert (ours - theirs)[~marks].abs().max() < 1e-5
-    assert (ours - theirs)[marks].abs().max() > 1e-2                     # msclap counts "!" as padding, we do not
+    assert (ours - theirs)[marks].abs().max() > 1e-2  # msclap counts "!" as padding, we do not
     clap.config.official = True
     assert (clap.encode_text(texts) - theirs).abs().max() < 1e-5
 
@@ -148,15 +195,43 @@ def laion(folder, fusion):
     t.add_special_tokens(["<s>", "<pad>", "</s>"])
     s, pad, end = (t.token_to_id(x) for x in ("<s>", "<pad>", "</s>"))
     t.post_processor = processors.RobertaProcessing(("</s>", end), ("<s>", s))
-    tok = PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-                                  model_input_names=["input_ids", "attention_mask"])
-    text = dict(vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                pad_token_id=pad, max_position_embeddings=pad + 100)
-    audio = dict(spec_size=64, num_mel_bins=64, patch_embeds_hidden_size=8, depths=[2, 2], num_attention_heads=[2, 4],
-                 hidden_size=16, window_size=8, enable_fusion=fusion, fusion_type="aff_2d" if fusion else None)
-    model = shake(ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24))).eval()
-    extractor = ClapFeatureExtractor(sampling_rate=16000, max_length_s=1, hop_length=256, frequency_max=8000,
-                                     truncation="fusion" if fusion else "rand_trunc")
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    text = dict(
+        vocab_size=len(tok),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        pad_token_id=pad,
+        max_position_embeddings=pad + 100,
+    )
+    audio = dict(
+        spec_size=64,
+        num_mel_bins=64,
+        patch_embeds_hidden_size=8,
+        depths=[2, 2],
+        num_attention_heads=[2, 4],
+        hidden_size=16,
+        window_size=8,
+        enable_fusion=fusion,
+        fusion_type="aff_2d" if fusion else None,
+    )
+    model = shake(
+        ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=24))
+    ).eval()
+    extractor = ClapFeatureExtractor(
+        sampling_rate=16000,
+        max_length_s=1,
+        hop_length=256,
+        frequency_max=8000,
+        truncation="fusion" if fusion else "rand_trunc",
+    )
     for part in (model, tok, extractor):
         part.save_pretrained(folder)
     return model, tok, extractor
@@ -170,18 +245,26 @@ def test_laion_parity(fusion, tmp_path):
     waves = sounds(4, 16000)
     texts = TEXTS[:5]
     with torch.no_grad():
-        text = model.get_text_features(**tok(texts, padding=True, return_tensors="pt")).pooler_output
-        mel = extractor(list(waves.numpy()), sampling_rate=16000, return_tensors="pt")["input_features"]
+        text = model.get_text_features(
+            **tok(texts, padding=True, return_tensors="pt")
+        ).pooler_output
+        mel = extractor(list(waves.numpy()), sampling_rate=16000, return_tensors="pt")[
+            "input_features"
+        ]
         # a clip that is not longer than the window; the extractor itself would call one of each batch "longer"
-        audio = model.get_audio_features(input_features=mel, is_longer=torch.zeros(4, 1, dtype=bool)).pooler_output
+        audio = model.get_audio_features(
+            input_features=mel, is_longer=torch.zeros(4, 1, dtype=bool)
+        ).pooler_output
     assert differ(text) and differ(audio)
     assert (clap.encode_text(texts) - text).abs().max() < 1e-5
-    assert (clap.mel(waves) - mel[:, 0]).abs().max() < 2e-3      # dB; numpy's FFT is in double precision
+    assert (
+        clap.mel(waves) - mel[:, 0]
+    ).abs().max() < 2e-3  # dB; numpy's FFT is in double precision
     assert (clap.encode_audio(waves) - audio).abs().max() < 1e-5
-    long = clap.token_ids([TEXTS[5]])[0]                                # </s> stays
+    long = clap.token_ids([TEXTS[5]])[0]  # </s> stays
     assert len(long) == 77 and long[-1] == tok.eos_token_id and long[0] == tok.bos_token_id
 
-    clap.mel_matrix.mul_(0.9)                                           # what was saved counts, not a fresh matrix
+    clap.mel_matrix.mul_(0.9)  # what was saved counts, not a fresh matrix
     clap.save_pretrained(tmp_path / "ours")
     again = CLAP.from_pretrained(tmp_path / "ours")
     assert torch.equal(again.encode_text(TEXTS), clap.encode_text(TEXTS))
@@ -194,7 +277,7 @@ def test_mel_is_the_textbook_one(clap):
     n, hop = clap.config.n_fft, clap.config.hop
     padded = np.pad(wave.double().numpy(), n // 2, mode="reflect")
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
-    frames = [padded[i:i + n] * hann for i in range(0, len(wave) + 1, hop)]
+    frames = [padded[i : i + n] * hann for i in range(0, len(wave) + 1, hop)]
     power = np.abs(np.fft.rfft(frames)) ** 2
     expected = 10 * np.log10(np.maximum(power @ clap.mel_matrix.double().numpy(), 1e-10))
     got = clap.mel(torch.stack([wave, torch.zeros_like(wave)]))
@@ -205,11 +288,12 @@ def test_mel_is_the_textbook_one(clap):
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
+
 def alone(clap, text):
     """The vector of one text by hand: no padding, no batch, the hidden state at the very last token."""
     ids = clap.tokenizer(text + " <|endoftext|>").input_ids
     if len(ids) > clap.config.max_tokens:
-        ids = ids[:clap.config.max_tokens - 2] + clap.tokenizer(" <|endoftext|>").input_ids
+        ids = ids[: clap.config.max_tokens - 2] + clap.tokenizer(" <|endoftext|>").input_ids
     with torch.no_grad():
         hidden = clap.text_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
         return F.normalize(clap.text_projection(hidden), dim=-1)
@@ -228,10 +312,16 @@ def test_text_does_not_depend_on_its_batch(clap, batch_size):
 def test_little_is_padded(clap, monkeypatch):
     """Neighbours in length share a batch, which is as wide as its longest text and no wider."""
     widths, text_features = [], clap.text_features
-    monkeypatch.setattr(clap, "text_features", lambda ids, mask: widths.append(ids.shape) or text_features(ids, mask))
+    monkeypatch.setattr(
+        clap,
+        "text_features",
+        lambda ids, mask: widths.append(ids.shape) or text_features(ids, mask),
+    )
     lengths = sorted(len(i) for i in clap.token_ids(TEXTS))
     clap.encode_text(TEXTS, batch_size=2)
-    assert [tuple(w) for w in widths] == [(2, n) for n in lengths[1::2]] and len(set(lengths[1::2])) > 1
+    assert [tuple(w) for w in widths] == [(2, n) for n in lengths[1::2]] and len(
+        set(lengths[1::2])
+    ) > 1
 
 
 def test_long_text_keeps_its_end(clap):
@@ -254,12 +344,15 @@ def test_exclamation_mark_moves_only_the_official_vector(clap):
 
 
 def test_no_texts_and_one_string(clap):
-    assert clap.encode_text([]).shape == (0, 24) and clap.encode_audio(torch.zeros(0, 8000)).shape == (0, 24)
+    assert clap.encode_text([]).shape == (0, 24) and clap.encode_audio(
+        torch.zeros(0, 8000)
+    ).shape == (0, 24)
     with pytest.raises(TypeError, match="list of texts"):
         clap.encode_text("a dog")
 
 
 # --- audio vectors ----------------------------------------------------------------------------------------------------
+
 
 def test_audio_does_not_depend_on_its_batch(clap):
     waves = sounds(5, 8000)
@@ -295,10 +388,13 @@ def test_gpu_agrees_with_cpu(clap):
 
 # --- saved, frozen, trained -------------------------------------------------------------------------------------------
 
+
 def test_round_trip_is_exact(clap, tmp_path):
-    clap.mel_matrix.mul_(0.9)                                            # the checkpoint's matrix, not a fresh one
+    clap.mel_matrix.mul_(0.9)  # the checkpoint's matrix, not a fresh one
     clap.save_pretrained(tmp_path)
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        f.name for f in tmp_path.iterdir()
+    }
     assert not [f for f in tmp_path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
     again = CLAP.from_pretrained(str(tmp_path))
     assert again.config == clap.config
@@ -313,8 +409,10 @@ def test_frozen_stays_in_eval_mode(clap, tmp_path):
     clap.save_pretrained(tmp_path)
     loaded = CLAP.from_pretrained(tmp_path)
     before = loaded.encode_text(TEXTS)
-    torch.nn.Sequential(loaded).train()                                  # as a trainer would, through the parent
-    assert not any(m.training for m in loaded.modules()) and not any(p.requires_grad for p in loaded.parameters())
+    torch.nn.Sequential(loaded).train()  # as a trainer would, through the parent
+    assert not any(m.training for m in loaded.modules()) and not any(
+        p.requires_grad for p in loaded.parameters()
+    )
     with torch.no_grad():
         rain = loaded.tokenize(["rain"])
         assert torch.equal(loaded.text_features(*rain), loaded.text_features(*rain))
@@ -325,7 +423,9 @@ def test_encoding_while_training_changes_nothing(tok):
     clap = small(tok).train()
     state = {k: v.clone() for k, v in clap.state_dict().items()}
     a, t = clap.encode_audio(sounds(3, 8000)), clap.encode_text(TEXTS)
-    assert torch.equal(a, clap.encode_audio(sounds(3, 8000))) and torch.equal(t, clap.encode_text(TEXTS))
+    assert torch.equal(a, clap.encode_audio(sounds(3, 8000))) and torch.equal(
+        t, clap.encode_text(TEXTS)
+    )
     assert clap.training and all(torch.equal(v, state[k]) for k, v in clap.state_dict().items())
 
 
@@ -343,22 +443,45 @@ def test_a_small_one_trains(tok):
         clap.zero_grad()
         loss.backward()
         if step == 0:
-            assert [n for n, p in clap.named_parameters() if p.grad is None or not p.grad.any()] == []
+            assert [
+                n for n, p in clap.named_parameters() if p.grad is None or not p.grad.any()
+            ] == []
         with torch.no_grad():
             for p in clap.parameters():
                 p -= 0.03 * p.grad / (p.grad.norm() + 1e-6)
     assert loss.item() < 1
-    assert ((clap.encode_audio(waves) @ clap.encode_text(names).T).argmax(1) == same).float().mean() > 0.6
+    assert (
+        (clap.encode_audio(waves) @ clap.encode_text(names).T).argmax(1) == same
+    ).float().mean() > 0.6
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(hop=100), "make 81 frames and HTSAT takes 32"),
-    (dict(audio=dict(spec_size=48, num_mel_bins=32)), "spec_size 48 must be a multiple of num_mel_bins 32"),
-    (dict(audio=dict(spec_size=32, num_mel_bins=32, depths=[2, 2], num_attention_heads=[2])), "2 depths but 1"),
-    (dict(audio=dict(spec_size=32, num_mel_bins=32, depths=[2, 2], num_attention_heads=[2, 4], window_size=8)),
-     "at least window_size 8"),
-    (dict(kind="clip"), "'msclap' or 'laion', not 'clip'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(hop=100), "make 81 frames and HTSAT takes 32"),
+        (
+            dict(audio=dict(spec_size=48, num_mel_bins=32)),
+            "spec_size 48 must be a multiple of num_mel_bins 32",
+        ),
+        (
+            dict(audio=dict(spec_size=32, num_mel_bins=32, depths=[2, 2], num_attention_heads=[2])),
+            "2 depths but 1",
+        ),
+        (
+            dict(
+                audio=dict(
+                    spec_size=32,
+                    num_mel_bins=32,
+                    depths=[2, 2],
+                    num_attention_heads=[2, 4],
+                    window_size=8,
+                )
+            ),
+            "at least window_size 8",
+        ),
+        (dict(kind="clip"), "'msclap' or 'laion', not 'clip'"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_explained(tok, changes, message):
     with pytest.raises(ValueError, match=message):
         small(tok, **changes)
@@ -389,26 +512,34 @@ def test_missing_tensors_are_named(clap, tmp_path):
     state = clap_module.load_file(tmp_path / "model.safetensors")
     del state["text_projection.linear2.weight"], state["mel_matrix"]
     clap_module.save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="lacks 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"):
+    with pytest.raises(
+        ValueError, match="lacks 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"
+    ):
         CLAP.from_pretrained(tmp_path)
 
 
 def test_your_own_pair(clap, tmp_path, monkeypatch):
     (tmp_path / "my_pair.py").write_text(
         "class Pair:\n    dim, sample_rate, seconds = 3, 16000, 2.0\n    def encode_text(self, x): return len(x)\n"
-        "    def encode_audio(self, waves): return waves\nclass Half:\n    dim = 3\n    encode_text = 1\n")
+        "    def encode_audio(self, waves): return waves\nclass Half:\n    dim = 3\n    encode_text = 1\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     pair = load_clap("my_pair:Pair")
     assert pair.encode_text(["a", "b"]) == 2 and pair.sample_rate == 16000
-    with pytest.raises(TypeError, match="my_pair:Half returned .* lacks encode_audio, sample_rate, seconds"):
+    with pytest.raises(
+        TypeError, match="my_pair:Half returned .* lacks encode_audio, sample_rate, seconds"
+    ):
         load_clap("my_pair:Half")
     with pytest.raises(AttributeError, match="Nothing"):
         load_clap("my_pair:Nothing")
     clap.save_pretrained(tmp_path / "saved")
-    assert torch.equal(load_clap(str(tmp_path / "saved")).encode_text(TEXTS), clap.encode_text(TEXTS))
+    assert torch.equal(
+        load_clap(str(tmp_path / "saved")).encode_text(TEXTS), clap.encode_text(TEXTS)
+    )
 
 
 # --- audio files ------------------------------------------------------------------------------------------------------
+
 
 def as_bytes(wave, rate, format="WAV", subtype="FLOAT"):
     out = io.BytesIO()
@@ -422,20 +553,32 @@ def music(n, channels=1, seed=0):
     return (wave[100:-100] / np.abs(wave).max() * 0.8).astype(np.float32)
 
 
-@pytest.mark.parametrize("format, subtype, rate, error", [
-    ("WAV", "PCM_U8", 16000, 2 ** -7), ("WAV", "PCM_16", 16000, 2 ** -15), ("WAV", "PCM_24", 16000, 2 ** -22),
-    ("WAV", "PCM_32", 16000, 1e-6), ("WAV", "FLOAT", 16000, 0), ("WAV", "DOUBLE", 16000, 0),
-    ("WAVEX", "PCM_16", 16000, 2 ** -15), ("FLAC", "PCM_16", 16000, 2 ** -15), ("FLAC", "PCM_24", 16000, 2 ** -22),
-    ("AIFF", "PCM_16", 16000, 2 ** -15), ("OGG", "VORBIS", 16000, None), ("OGG", "OPUS", 16000, None),
-    ("MP3", "MPEG_LAYER_III", 16000, None)])
+@pytest.mark.parametrize(
+    "format, subtype, rate, error",
+    [
+        ("WAV", "PCM_U8", 16000, 2**-7),
+        ("WAV", "PCM_16", 16000, 2**-15),
+        ("WAV", "PCM_24", 16000, 2**-22),
+        ("WAV", "PCM_32", 16000, 1e-6),
+        ("WAV", "FLOAT", 16000, 0),
+        ("WAV", "DOUBLE", 16000, 0),
+        ("WAVEX", "PCM_16", 16000, 2**-15),
+        ("FLAC", "PCM_16", 16000, 2**-15),
+        ("FLAC", "PCM_24", 16000, 2**-22),
+        ("AIFF", "PCM_16", 16000, 2**-15),
+        ("OGG", "VORBIS", 16000, None),
+        ("OGG", "OPUS", 16000, None),
+        ("MP3", "MPEG_LAYER_III", 16000, None),
+    ],
+)
 def test_every_format_whatever_its_name(tmp_path, format, subtype, rate, error):
     wave = music(3 * rate, 2)
     data = as_bytes(wave, rate, format, subtype)
     (tmp_path / "sound.wav").write_bytes(data)
     (tmp_path / "sound.raw").write_bytes(data)
     got = load_audio(tmp_path / "sound.wav", rate, 2)
-    middle = wave.mean(1)[rate // 2:][:2 * rate]
-    if error is None:                                                    # lossy: the same sound at the same place
+    middle = wave.mean(1)[rate // 2 :][: 2 * rate]
+    if error is None:  # lossy: the same sound at the same place
         assert np.corrcoef(got.numpy(), middle)[0, 1] > 0.9
     else:
         assert np.abs(got.numpy() - middle).max() <= error
@@ -450,7 +593,7 @@ def test_down_mix_is_the_mean(channels):
     wave = music(8000, channels)
     got = load_audio(as_bytes(wave, 8000), 8000, 1)
     assert np.abs(got.numpy() - wave.astype(np.float64).mean(1)).max() < 1e-7
-    opposite = np.stack([wave[:, 0], -wave[:, 0]], 1)                    # only mixing cancels
+    opposite = np.stack([wave[:, 0], -wave[:, 0]], 1)  # only mixing cancels
     assert load_audio(as_bytes(opposite, 8000), 8000, 1).abs().max() == 0
 
 
@@ -461,7 +604,7 @@ def test_resampling_keeps_the_pitch(rate, target):
     got = load_audio(as_bytes(0.5 * np.sin(2 * np.pi * 1000 * t), rate), target, 2)
     assert got.shape == (2 * target,)
     spectrum = np.abs(np.fft.rfft(got.numpy() * np.hanning(2 * target)))
-    assert spectrum.argmax() == 2000                                     # bins of 0.5 Hz
+    assert spectrum.argmax() == 2000  # bins of 0.5 Hz
     assert abs(got.abs().max() - 0.5) < 0.01
 
 
@@ -471,7 +614,7 @@ def test_reading_a_part_equals_reading_all(rate):
     data = as_bytes(wave, rate)
     whole = soxr.resample(wave.mean(1), rate, 44100)
     start = (len(whole) - 2 * 44100) // 2
-    assert np.abs(load_audio(data, 44100, 2).numpy() - whole[start:][:2 * 44100]).max() < 1e-5
+    assert np.abs(load_audio(data, 44100, 2).numpy() - whole[start:][: 2 * 44100]).max() < 1e-5
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 96000])
@@ -495,12 +638,12 @@ def test_short_clips_are_tiled():
 
 def ramp(n):
     """A wav whose samples are their own positions, in steps that float32 holds exactly."""
-    return as_bytes(np.arange(n) / 2 ** 20, 1000)
+    return as_bytes(np.arange(n) / 2**20, 1000)
 
 
 def starts(waves):
     """Where each row of a ramp begins; that it goes on without a gap is checked too."""
-    positions = (waves * 2 ** 20).round().long()
+    positions = (waves * 2**20).round().long()
     assert torch.equal(positions, positions[:, :1] + torch.arange(positions.shape[1]))
     return positions[:, 0].tolist()
 
@@ -508,16 +651,23 @@ def starts(waves):
 def test_crops_lie_where_they_should():
     data = ramp(10_000)
     assert starts(load_audio(data, 1000, 3)[None]) == [3500]
-    assert starts(load_audio(data, 1000, 3, "windows")) == [0, 2333, 4667, 7000]          # no gap, first to last sample
+    assert starts(load_audio(data, 1000, 3, "windows")) == [
+        0,
+        2333,
+        4667,
+        7000,
+    ]  # no gap, first to last sample
     assert starts(load_audio(data, 1000, 5, "windows")) == [0, 5000]
     assert starts(load_audio(data, 1000, 1, "windows", max_windows=3)) == [0, 4500, 9000]
     assert starts(load_audio(data, 1000, 10)[None]) == [0]
 
     g = torch.Generator().manual_seed(0)
     drawn = [starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(200)]
-    assert set(drawn) == set(range(11))                                  # each of the 11 places, both ends included
+    assert set(drawn) == set(range(11))  # each of the 11 places, both ends included
     g = torch.Generator().manual_seed(0)
-    assert drawn[:20] == [starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(20)]
+    assert drawn[:20] == [
+        starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(20)
+    ]
     with pytest.raises(ValueError, match="'center', 'random' or 'windows', not 'left'"):
         load_audio(data, 1000, 1, "left")
 
@@ -530,7 +680,9 @@ def test_encode_file_averages_windows(clap, tmp_path):
     got = encode_file(clap, tmp_path / "long.wav", "windows")
     assert got.shape == (24,) and (got - mean / mean.norm()).abs().max() < 1e-6
     center = clap.encode_audio(load_audio(tmp_path / "long.wav", 8000, 1)[None])[0]
-    assert (encode_file(clap, tmp_path / "long.wav") - center).abs().max() < 1e-6 and (got - center).abs().max() > 1e-4
+    assert (encode_file(clap, tmp_path / "long.wav") - center).abs().max() < 1e-6 and (
+        got - center
+    ).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("format, subtype", [("WAV", "PCM_U8"), ("FLAC", "PCM_16")])
@@ -538,26 +690,34 @@ def test_an_hour_is_not_decoded(tmp_path, format, subtype):
     with sf.SoundFile(tmp_path / "hour.wav", "w", 8000, 1, subtype, format=format) as file:
         for minute in range(60):
             file.write(np.full(60 * 8000, minute / 64, np.float32))
-    for crop, shape, limit in (("center", (44100,), 4), ("random", (44100,), 4), ("windows", (64, 44100), 40)):
+    for crop, shape, limit in (
+        ("center", (44100,), 4),
+        ("random", (44100,), 4),
+        ("windows", (64, 44100), 40),
+    ):
         tracemalloc.start()
         begin = time.perf_counter()
         got = load_audio(tmp_path / "hour.wav", 44100, 1, crop)
-        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1] / 2 ** 20
+        seconds, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1] / 2**20
         tracemalloc.stop()
-        assert got.shape == shape and seconds < 5 and peak < limit       # the whole hour would be 110 MiB
+        assert (
+            got.shape == shape and seconds < 5 and peak < limit
+        )  # the whole hour would be 110 MiB
     assert (got[:, 22050] - torch.linspace(0, 59 / 64, 64)).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("format, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
+@pytest.mark.parametrize(
+    "format, subtype", [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")]
+)
 def test_a_file_cut_off_gives_what_decodes(tmp_path, format, subtype):
     wave = music(80_000)[:, 0]
     data = as_bytes(wave, 8000, format, subtype)
-    (tmp_path / "cut.wav").write_bytes(data[:len(data) // 2])
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
     got = load_audio(tmp_path / "cut.wav", 8000, 2).numpy()
     match = lambda a, b: fftconvolve(a, b[::-1], "valid")
-    scores = match(wave, got) / np.sqrt(match(wave ** 2, np.ones(16000)) * (got ** 2).sum())
-    assert scores.max() > 0.95                                           # a real stretch of it,
-    assert 8_000 < scores.argmax() < 20_000                              # about the middle of the first half
+    scores = match(wave, got) / np.sqrt(match(wave**2, np.ones(16000)) * (got**2).sum())
+    assert scores.max() > 0.95  # a real stretch of it,
+    assert 8_000 < scores.argmax() < 20_000  # about the middle of the first half
 
 
 def test_a_header_without_samples_is_an_error(tmp_path):
@@ -567,12 +727,19 @@ def test_a_header_without_samples_is_an_error(tmp_path):
         load_audio(tmp_path / "stub.flac", 8000, 2)
 
 
-@pytest.mark.parametrize("content, reason", [
-    (b"", "is empty"), (b"hello, world" * 100, "cannot be decoded as audio"), (None, "No such file"),
-    ("folder", "directory"), (as_bytes(np.zeros(0), 8000), "holds no samples"),
-    (as_bytes(np.r_[np.zeros(99), np.nan], 8000), "NaN or infinite"),
-    (as_bytes(np.r_[np.zeros(99), -np.inf], 8000), "NaN or infinite")],
-    ids=["empty", "text", "missing", "folder", "no samples", "NaN", "infinity"])
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "is empty"),
+        (b"hello, world" * 100, "cannot be decoded as audio"),
+        (None, "No such file"),
+        ("folder", "directory"),
+        (as_bytes(np.zeros(0), 8000), "holds no samples"),
+        (as_bytes(np.r_[np.zeros(99), np.nan], 8000), "NaN or infinite"),
+        (as_bytes(np.r_[np.zeros(99), -np.inf], 8000), "NaN or infinite"),
+    ],
+    ids=["empty", "text", "missing", "folder", "no samples", "NaN", "infinity"],
+)
 def test_errors_name_the_file_and_the_reason(tmp_path, content, reason):
     path = tmp_path / "bad one.wav"
     if content == "folder":

@@ -6,13 +6,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-
-import data
-from shards import embed as embedding, index as indexing
 import writer
 from conftest import make_samples, write_samples
-from data import Batches, DataError, find_sources, loader, Plan, read_shard, read_source, Source
+
+import data
+from data import Batches, DataError, Plan, Source, find_sources, loader, read_shard, read_source
 from mats import Template
+from shards import embed as embedding, index as indexing
 from shards.writer import ShardWriter
 
 
@@ -34,24 +34,41 @@ def ids_of(batches, n):
 
 # --- writing and reading ---
 
+
 def test_round_trip(tmp_path):
     samples = list(make_samples(50))
     write_samples(tmp_path / "s", samples)
     back = list(read_source(Source(tmp_path / "s")))
     assert [{k: v for k, v in b.items() if k not in ("vector", "key")} for b in back] == samples
-    assert all(abs(np.linalg.norm(b["vector"]) - 1) < 1e-3 and b["vector"].dtype == np.float32 for b in back)
+    assert all(
+        abs(np.linalg.norm(b["vector"]) - 1) < 1e-3 and b["vector"].dtype == np.float32
+        for b in back
+    )
     index = json.loads((tmp_path / "s" / "index.json").read_text())
-    assert index["n"] == 50 and [s["n"] for s in index["shards"]] == [20, 20, 10] and index["sources"] == {"farm": 50}
-    names = tarfile.open(tmp_path / "s" / "000000.tar").getnames()      # plain WebDataset: others can read it
-    assert names[0].endswith(".json") and names[1].endswith(".npy") and names[0][:-5] == names[1][:-4]
+    assert (
+        index["n"] == 50
+        and [s["n"] for s in index["shards"]] == [20, 20, 10]
+        and index["sources"] == {"farm": 50}
+    )
+    names = tarfile.open(
+        tmp_path / "s" / "000000.tar"
+    ).getnames()  # plain WebDataset: others can read it
+    assert (
+        names[0].endswith(".json") and names[1].endswith(".npy") and names[0][:-5] == names[1][:-4]
+    )
 
 
 def test_same_samples_same_bytes(tmp_path):
     for name in "ab":
         write_samples(tmp_path / name, make_samples(50))
     for i in range(3):
-        assert (tmp_path / f"a/00000{i}.tar").read_bytes() == (tmp_path / f"b/00000{i}.tar").read_bytes()
-    assert json.loads((tmp_path / "a/index.json").read_text())["hash"] == json.loads((tmp_path / "b/index.json").read_text())["hash"]
+        assert (tmp_path / f"a/00000{i}.tar").read_bytes() == (
+            tmp_path / f"b/00000{i}.tar"
+        ).read_bytes()
+    assert (
+        json.loads((tmp_path / "a/index.json").read_text())["hash"]
+        == json.loads((tmp_path / "b/index.json").read_text())["hash"]
+    )
 
 
 def test_writer_never_overwrites_and_leaves_nothing_half_written(tmp_path):
@@ -70,7 +87,9 @@ def test_members_are_those_of_tarfile(n):
     info = tarfile.TarInfo("00000000000123.flac")
     info.size = n
     content = np.random.default_rng(n).bytes(n)
-    assert b"".join(writer.tar_member(info.name, content)) == info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-n % 512)
+    assert b"".join(writer.tar_member(info.name, content)) == info.tobuf(
+        tarfile.USTAR_FORMAT
+    ) + content + bytes(-n % 512)
 
 
 def test_shards_of_audio_stay_small(tmp_path, monkeypatch):
@@ -80,7 +99,9 @@ def test_shards_of_audio_stay_small(tmp_path, monkeypatch):
             shards.write(s, audio=("wav", bytes(20_000)))
     index = json.loads((tmp_path / "index.json").read_text())
     assert [s["n"] for s in index["shards"]] == [3, 3, 3, 3]
-    assert [s["sha256"] for s in index["shards"]] == [writer.sha256(p) for p in sorted(tmp_path.glob("*.tar"))]
+    assert [s["sha256"] for s in index["shards"]] == [
+        writer.sha256(p) for p in sorted(tmp_path.glob("*.tar"))
+    ]
 
 
 @pytest.mark.parametrize("stop", [1, 20, 39, 45])
@@ -104,11 +125,21 @@ def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, stop
         with ShardWriter(tmp_path / name, 20, key="k") as writer:
             for s in samples:
                 writer.write(s)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
+    }
 
 
-@pytest.mark.parametrize("change, message", [({"task": "dance"}, "dance"), ({"answer": 3}, "answer"), ({"answer": []}, "answer"),
-                                             ({"task": "mcq"}, "choices"), ({"text": 1}, "text")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"task": "dance"}, "dance"),
+        ({"answer": 3}, "answer"),
+        ({"answer": []}, "answer"),
+        ({"task": "mcq"}, "choices"),
+        ({"text": 1}, "text"),
+    ],
+)
 def test_schema(tmp_path, change, message):
     with pytest.raises(DataError, match=message), ShardWriter(tmp_path) as writer:
         writer.write({**next(make_samples(1)), **change})
@@ -145,7 +176,9 @@ def test_truncated_shard_is_named_and_batches_go_on(root, tokenizer):
     broken = []
     assert 0 < len(list(read_shard(str(path), 20, broken=broken))) < 20
     assert any("index.json says 20" in b for b in broken)
-    (root / "zoo" / "000002.tar").write_bytes(b"not a tar at all")      # nothing readable: the next shard takes its place
+    (root / "zoo" / "000002.tar").write_bytes(
+        b"not a tar at all"
+    )  # nothing readable: the next shard takes its place
     plan = plan_of(root, lanes=2)
     batches = list(islice(Batches(plan, Template("{audio}{instruction}", tokenizer)), 60))
     assert all(len(b["ids"]) == 8 for b in batches)
@@ -180,10 +213,13 @@ def test_pipe_url(root):
 
 # --- the plan ---
 
+
 def test_every_sample_once_an_epoch(root):
     plan = plan_of(root, lanes=1)
     rows, shards = Counter(), plan.sources[0].shards
-    for v, s, shard, n in islice(plan.visits(), 7):         # 4 + 3 shards: one epoch, since weights are sizes
+    for v, s, shard, n in islice(
+        plan.visits(), 7
+    ):  # 4 + 3 shards: one epoch, since weights are sizes
         cut = plan.cut((v, s, shard, n), [10] * plan.sources[s].shards[shard]["n"])
         assert cut.shape == (n, 8)
         assert set(cut.ravel()) == set(range(plan.sources[s].shards[shard]["n"]))
@@ -193,8 +229,11 @@ def test_every_sample_once_an_epoch(root):
 
 def test_mixture_weights_are_kept(root):
     sources, weights = find_sources(root, {"farm": 300, "zoo": 100})
-    seen = Counter(plan.sources[visit[1]].name for plan in [Plan(sources, weights, 8)]
-                   for _, visit, _ in islice(plan.batches(), 4000))
+    seen = Counter(
+        plan.sources[visit[1]].name
+        for plan in [Plan(sources, weights, 8)]
+        for _, visit, _ in islice(plan.batches(), 4000)
+    )
     assert abs(seen["farm"] / 4000 - 0.75) < 0.01
     with pytest.raises(DataError):
         Plan(sources, [0, 0], 8)
@@ -204,7 +243,12 @@ def test_same_batches_whatever_the_ranks_and_workers(root, tokenizer):
     template = Template("{audio}{instruction}", tokenizer)
     whole = ids_of(Batches(plan_of(root), template), 48)
     for ranks, workers in ((2, 0), (3, 2), (1, 3)):
-        parts = [ids_of(loader(Batches(plan_of(root), template, rank=r, ranks=ranks), workers), 48 // ranks) for r in range(ranks)]
+        parts = [
+            ids_of(
+                loader(Batches(plan_of(root), template, rank=r, ranks=ranks), workers), 48 // ranks
+            )
+            for r in range(ranks)
+        ]
         assert sorted(sum(parts, [])) == whole
         assert [m for m, *_ in parts[-1]] == list(range(ranks - 1, 48, ranks))
 
@@ -219,7 +263,9 @@ def test_resumed_batches_are_the_uninterrupted_ones(root, tokenizer):
 def test_resuming_reads_at_most_one_shard_a_lane(root, tokenizer, monkeypatch):
     opened = []
     real = data.read_shard
-    monkeypatch.setattr(data, "read_shard", lambda url, *a, **k: opened.append(url) or real(url, *a, **k))
+    monkeypatch.setattr(
+        data, "read_shard", lambda url, *a, **k: opened.append(url) or real(url, *a, **k)
+    )
     plan = plan_of(root, lanes=2)
     list(islice(Batches(plan, Template("{audio}{instruction}", tokenizer), start=501), 2))
     assert len(opened) <= 2
@@ -230,47 +276,83 @@ def test_batches_are_of_similar_length():
     plan = Plan([type("S", (), {"shards": [{"n": 2000}], "__len__": lambda self: 2000})()], [1], 32)
     cut = plan.cut((0, 0, 0, 63), lengths)
     padded = lengths[cut].max(axis=1).sum() * 32 / lengths[cut].sum()
-    shuffled = lengths[cut.ravel()[np.random.default_rng(1).permutation(cut.size)].reshape(cut.shape)]
+    shuffled = lengths[
+        cut.ravel()[np.random.default_rng(1).permutation(cut.size)].reshape(cut.shape)
+    ]
     assert padded < 1.12 < 1.5 < shuffled.max(axis=1).sum() * 32 / shuffled.sum()
-    assert (plan.cut((1, 0, 0, 63), lengths) != cut).any()          # another visit, other batches
+    assert (plan.cut((1, 0, 0, 63), lengths) != cut).any()  # another visit, other batches
 
 
 def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path, tokenizer):
     for name, words in (("short", 2), ("long", 30)):
         rng = np.random.default_rng(words)
-        write_samples(tmp_path / name, [{**s, "answer": "dog " * int(rng.integers(1, words + 1))} for s in make_samples(150, name)], per_shard=75)
+        write_samples(
+            tmp_path / name,
+            [
+                {**s, "answer": "dog " * int(rng.integers(1, words + 1))}
+                for s in make_samples(150, name)
+            ],
+            per_shard=75,
+        )
     template = Template("{audio}{instruction}", tokenizer)
 
     def rows(together):
-        batches = list(islice(Batches(plan_of(tmp_path, batch=4, lanes=3, together=together), template), 160))
-        return [batches[i:i + 4] for i in range(0, 160, 4)]                 # four processes' micro-batches
-    waits = lambda updates: np.mean([max(b["ids"].shape[1] for b in u) / np.mean([b["ids"].shape[1] for b in u]) for u in updates])
-    assert all(len({b["source"] for b in u}) == 1 for u in rows(4)) and any(len({b["source"] for b in u}) > 1 for u in rows(1))
+        batches = list(
+            islice(Batches(plan_of(tmp_path, batch=4, lanes=3, together=together), template), 160)
+        )
+        return [batches[i : i + 4] for i in range(0, 160, 4)]  # four processes' micro-batches
+
+    waits = lambda updates: np.mean(
+        [
+            max(b["ids"].shape[1] for b in u) / np.mean([b["ids"].shape[1] for b in u])
+            for u in updates
+        ]
+    )
+    assert all(len({b["source"] for b in u}) == 1 for u in rows(4)) and any(
+        len({b["source"] for b in u}) > 1 for u in rows(1)
+    )
     assert waits(rows(4)) < 1.1 < 1.3 < waits(rows(1))
     plan = plan_of(tmp_path, batch=4, lanes=1, together=4)
     seen = Counter()
-    for v, s, shard, n in islice(plan.visits(), 4):                         # 75 samples in 5 runs of 4 batches of 4; one epoch is 2 x 2 shards
+    for v, s, shard, n in islice(
+        plan.visits(), 4
+    ):  # 75 samples in 5 runs of 4 batches of 4; one epoch is 2 x 2 shards
         cut = plan.cut((v, s, shard, n), range(75))
         assert cut.shape == (20, 4) and set(cut.ravel()) == set(range(75))
         seen[s, shard] += 1
     assert seen == {(s, shard): 1 for s in range(2) for shard in range(2)}
     whole = ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template), 48)
-    parts = [ids_of(loader(Batches(plan_of(tmp_path, batch=4, together=4), template, rank=r, ranks=3), 2), 16) for r in range(3)]
+    parts = [
+        ids_of(
+            loader(Batches(plan_of(tmp_path, batch=4, together=4), template, rank=r, ranks=3), 2),
+            16,
+        )
+        for r in range(3)
+    ]
     assert sorted(sum(parts, [])) == whole
-    assert ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template, start=17), 31) == whole[17:]
+    assert (
+        ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template, start=17), 31)
+        == whole[17:]
+    )
 
 
 # --- tokens ---
 
+
 def test_template_puts_the_answer_where_it_belongs(tokenizer):
     template = Template("USER: {audio} {tag} {instruction}\nASSISTANT:", tokenizer, max_answer=5)
     sample = {**next(make_samples(1)), "tag": "[farm]"}
-    (ids, n), = template.encode([sample])
+    ((ids, n),) = template.encode([sample])
     assert tokenizer.decode(ids[:n]) == "USER:  [farm] Generate audio caption.\nASSISTANT:"
-    assert tokenizer.decode(ids[len(template.head):n]) == " [farm] Generate audio caption.\nASSISTANT:"
-    assert ids[-1] == tokenizer.eos_token_id and len(ids) - n == 6      # 5 of the answer and the end
+    assert (
+        tokenizer.decode(ids[len(template.head) : n])
+        == " [farm] Generate audio caption.\nASSISTANT:"
+    )
+    assert ids[-1] == tokenizer.eos_token_id and len(ids) - n == 6  # 5 of the answer and the end
     assert (" " + sample["answer"]).startswith(tokenizer.decode(ids[n:-1]))
-    assert template.prompts(["Hi"])[0] == tokenizer(" Hi\nASSISTANT:")["input_ids"]     # no tag, no gap
+    assert (
+        template.prompts(["Hi"])[0] == tokenizer(" Hi\nASSISTANT:")["input_ids"]
+    )  # no tag, no gap
     batch = data.collate([sample, sample], template.encode([sample]) * 2, pad=0)
     assert batch["ids"].shape[1] % 8 == 0
     assert batch["ids"].flatten()[batch["answer"]].tolist() == 2 * ids[n:]
@@ -281,8 +363,10 @@ def test_template_puts_the_answer_where_it_belongs(tokenizer):
 
 # --- embed ---
 
+
 class Letters:
     """An encoder of one's own: three attributes and two methods. Counts what it is asked."""
+
     dim, sample_rate, seconds = 26, 8000, 1.0
 
     def __init__(self):
@@ -290,7 +374,9 @@ class Letters:
 
     def encode_text(self, texts):
         self.asked += texts
-        z = torch.tensor([[float(t.lower().count(chr(97 + i))) for i in range(26)] for t in texts]).view(-1, 26)
+        z = torch.tensor(
+            [[float(t.lower().count(chr(97 + i))) for i in range(26)] for t in texts]
+        ).view(-1, 26)
         return torch.nn.functional.normalize(z, dim=-1)
 
 
@@ -305,6 +391,7 @@ def test_embed_encodes_each_text_once_and_resumes(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         calls.append(args)
         real(*args)
+
     monkeypatch.setattr(embedding, "copy_shard", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "letters", progress=False)
@@ -313,7 +400,10 @@ def test_embed_encodes_each_text_once_and_resumes(tmp_path, monkeypatch):
     kept = (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns
     with pytest.raises(DataError, match="another encoder"):
         embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "other", progress=False)
-    assert embedding.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False) == []
+    assert (
+        embedding.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False)
+        == []
+    )
     assert (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns == kept
     back = list(read_source(Source(tmp_path / "dst"), strict=True))
     want = Letters().encode_text([s["text"] for s in samples])

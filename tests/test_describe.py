@@ -1,4 +1,5 @@
 """shards/describe.py against a real HTTP server on the loopback address, a real kill, and a real (random_llms, random) model."""
+
 import json
 import os
 import re
@@ -15,9 +16,20 @@ import pytest
 from servers import KEY
 
 import shards.describe as module
-from scoring.llm import Endpoint, LLMError, Local, Unanswered
-from shards.describe import EXAMPLES, PER_CALL, clean, describe, estimate, fault, main, prompt, read, words
 from data import DataError
+from scoring.llm import Endpoint, LLMError, Local, Unanswered
+from shards.describe import (
+    EXAMPLES,
+    PER_CALL,
+    clean,
+    describe,
+    estimate,
+    fault,
+    main,
+    prompt,
+    read,
+    words,
+)
 
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 
@@ -25,10 +37,16 @@ DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 @pytest.fixture(autouse=True)
 def writer(server):
     """The server's model writes as many new descriptions as it is asked for; server.good(labels, n, request) may say which."""
+
     def answer(body, k):
-        labels, n = re.search(r"Labels: (.*)\nWrite (\d+)", body["messages"][-1]["content"].split("\n\n")[-1]).groups()
+        labels, n = re.search(
+            r"Labels: (.*)\nWrite (\d+)", body["messages"][-1]["content"].split("\n\n")[-1]
+        ).groups()
         return server.good(labels.split(", "), int(n), k)
-    server.good = lambda labels, n, k: "\n".join(f"The {' and '.join(labels)} is heard {k} times and {i} more." for i in range(n))
+
+    server.good = lambda labels, n, k: "\n".join(
+        f"The {' and '.join(labels)} is heard {k} times and {i} more." for i in range(n)
+    )
     server.answer = answer
 
 
@@ -57,34 +75,52 @@ def ask_text(texts):
 
 # --- a server that answers well ------------------------------------------------------------------------------------------
 
+
 def test_the_plan_is_met_exactly_in_clean_lines(server, tmp_path):
     plan, path = Counter({DOG: 45, RAIN: 3, CAT: 1}), tmp_path / "d" / "farm.jsonl"
     report = describe(plan, endpoint(server, key=KEY), path, "m", workers=3)
     assert counts(path) == plan and not report.lacks and not report.given_up
-    assert report.requests == len(server.requests) == 3 + 1 + 1             # 20 + 20 + 5, 3, 1
+    assert report.requests == len(server.requests) == 3 + 1 + 1  # 20 + 20 + 5, 3, 1
     assert report.usage == {"prompt_tokens": 500, "completion_tokens": 50}
     url, headers, body, _ = server.requests[0]
-    assert url == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}" and body["model"] == "m"
+    assert (
+        url == "/v1/chat/completions"
+        and headers["Authorization"] == f"Bearer {KEY}"
+        and body["model"] == "m"
+    )
     assert (body["temperature"], body["max_tokens"]) == (1.0, 1200)
     first = path.read_text().splitlines()[0]
-    assert re.fullmatch(r'\{"labels": \["\w+"(, "\w+")?\], "text": "The .*\.", "model": "m"\}', first)
+    assert re.fullmatch(
+        r'\{"labels": \["\w+"(, "\w+")?\], "text": "The .*\.", "model": "m"\}', first
+    )
     describe(plan, endpoint(server), path, "m")
-    assert len(server.requests) == 5                                        # a finished file asks for nothing
+    assert len(server.requests) == 5  # a finished file asks for nothing
 
 
 def test_requests_run_at_once_and_no_more_than_workers(server, tmp_path):
     server.pause = 0.15
-    describe(Counter({(f"label{i}",): 2 for i in range(9)}), endpoint(server), tmp_path / "a.jsonl", "m", workers=3)
+    describe(
+        Counter({(f"label{i}",): 2 for i in range(9)}),
+        endpoint(server),
+        tmp_path / "a.jsonl",
+        "m",
+        workers=3,
+    )
     assert server.most == 3
     server.most = 0
     describe(Counter({DOG: 3 * PER_CALL}), endpoint(server), tmp_path / "b.jsonl", "m", workers=3)
-    assert server.most == 3                                                 # one label set alone fills the workers too
+    assert server.most == 3  # one label set alone fills the workers too
 
 
 def test_odd_characters_neither_break_the_file_nor_the_run(server, tmp_path):
-    server.good = lambda labels, n, k: "A dog\u2028barks \ud83d in a café.\r\nA dog\x00 growls „so“ 犬 near a wall."
+    server.good = lambda labels, n, k: (
+        "A dog\u2028barks \ud83d in a café.\r\nA dog\x00 growls „so“ 犬 near a wall."
+    )
     describe(Counter({DOG: 2}), endpoint(server), tmp_path / "a.jsonl", "m")
-    assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == ["A dog barks in a café.", "A dog\x00 growls „so“ 犬 near a wall."]
+    assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == [
+        "A dog barks in a café.",
+        "A dog\x00 growls „so“ 犬 near a wall.",
+    ]
 
 
 def test_what_comes_too_much_is_dropped_and_counted(server, tmp_path):
@@ -95,7 +131,12 @@ def test_what_comes_too_much_is_dropped_and_counted(server, tmp_path):
 
 # --- one that does not ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("trouble", [(500, {}, "oops"), (200, {}, "<html>gateway</html>"), "cut"], ids=["500", "html", "cut"])
+
+@pytest.mark.parametrize(
+    "trouble",
+    [(500, {}, "oops"), (200, {}, "<html>gateway</html>"), "cut"],
+    ids=["500", "html", "cut"],
+)
 def test_trouble_that_passes_is_no_trouble(server, tmp_path, trouble):
     server.script = [trouble]
     report = describe(Counter({DOG: 2}), endpoint(server), tmp_path / "a.jsonl", "m")
@@ -103,22 +144,47 @@ def test_trouble_that_passes_is_no_trouble(server, tmp_path, trouble):
     assert len(server.requests) == 2 and report.requests == 1
 
 
-@pytest.mark.parametrize("status, body", [(400, "bad"), (401, f"wrong key {KEY}"), (404, "no such model"),
-                                          (429, '{"code": "insufficient_quota"}')])
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (400, "bad"),
+        (401, f"wrong key {KEY}"),
+        (404, "no such model"),
+        (429, '{"code": "insufficient_quota"}'),
+    ],
+)
 def test_a_refusal_stops_at_once_and_keeps_the_key_secret(server, tmp_path, status, body):
     server.script = [(status, {}, body)] * 50
     with pytest.raises(LLMError) as e:
-        describe(Counter({(f"label{i}",): 1 for i in range(40)}), endpoint(server, key=KEY), tmp_path / "a.jsonl", "m", workers=2)
+        describe(
+            Counter({(f"label{i}",): 1 for i in range(40)}),
+            endpoint(server, key=KEY),
+            tmp_path / "a.jsonl",
+            "m",
+            workers=2,
+        )
     assert not isinstance(e.value, Unanswered) and len(server.requests) <= 6
     said = str(e.value)
-    assert server.url in said and str(status) in said and "OPENAI_API_KEY" in said and KEY not in said
+    assert (
+        server.url in said and str(status) in said and "OPENAI_API_KEY" in said and KEY not in said
+    )
 
 
 def test_one_label_set_that_fails_is_named_and_the_others_go_on(server, tmp_path):
     server.script = [(500, {}, "")] * 2
-    report = describe(Counter({DOG: 1, CAT: 2, RAIN: 2}), endpoint(server, tries=2), tmp_path / "a.jsonl", "m", workers=1)
+    report = describe(
+        Counter({DOG: 1, CAT: 2, RAIN: 2}),
+        endpoint(server, tries=2),
+        tmp_path / "a.jsonl",
+        "m",
+        workers=1,
+    )
     assert counts(tmp_path / "a.jsonl") == {CAT: 2, RAIN: 2} == Counter({CAT: 2, RAIN: 2})
-    assert report.lacks == {DOG: 1} and list(report.given_up) == [DOG] and "500" in report.given_up[DOG]
+    assert (
+        report.lacks == {DOG: 1}
+        and list(report.given_up) == [DOG]
+        and "500" in report.given_up[DOG]
+    )
 
 
 def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
@@ -132,21 +198,35 @@ def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
     def ask(messages, ask=Endpoint(url, "m", tries=2, backoff=0.01)):
         asked.append(messages)
         return ask(messages)
-    with pytest.raises(LLMError, match="1[01] requests in a row failed.*(?s:.)*refused(?s:.)*keeps what it has"):
-        describe(Counter({DOG: 2} | {(f"label{i}",): 1 for i in range(60)}), ask, path, "m", workers=2)
+
+    with pytest.raises(
+        LLMError, match="1[01] requests in a row failed.*(?s:.)*refused(?s:.)*keeps what it has"
+    ):
+        describe(
+            Counter({DOG: 2} | {(f"label{i}",): 1 for i in range(60)}), ask, path, "m", workers=2
+        )
     assert len(asked) <= 13 and counts(path) == {DOG: 1}
-    with pytest.raises(LLMError, match="1 requests in a row failed"):         # also where there are fewer than ten to fail
+    with pytest.raises(
+        LLMError, match="1 requests in a row failed"
+    ):  # also where there are fewer than ten to fail
         describe(Counter({CAT: 1}), ask, path, "m")
 
 
 # --- answers that bring nothing ------------------------------------------------------------------------------------------
 
+
 def test_duplicates_for_ever_give_the_label_set_up(server, tmp_path):
-    server.good = lambda labels, n, k: f"A {labels[0]} calls once.\nA {labels[0].upper()} calls... once!"
-    report = describe(Counter({DOG: 50, CAT: 1}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1)
+    server.good = lambda labels, n, k: (
+        f"A {labels[0]} calls once.\nA {labels[0].upper()} calls... once!"
+    )
+    report = describe(
+        Counter({DOG: 50, CAT: 1}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1
+    )
     assert counts(tmp_path / "a.jsonl") == {DOG: 1, CAT: 1} and report.lacks == {DOG: 49}
     assert "nothing new in 3 calls" in report.given_up[DOG] and CAT not in report.given_up
-    assert len(server.requests) == 5 and report.dropped["duplicate"] == 8        # CAT's second line is a duplicate too
+    assert (
+        len(server.requests) == 5 and report.dropped["duplicate"] == 8
+    )  # CAT's second line is a duplicate too
 
 
 def test_a_new_description_now_and_then_is_progress(tmp_path):
@@ -161,20 +241,29 @@ def test_later_calls_say_so_and_differ_and_echoes_of_the_prompt_do_not_count(ser
     server.good = lambda labels, n, k: f"{echo}\nA {labels[0]} calls {k} times." if k != 2 else ""
     report = describe(Counter({CAT: 5}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1)
     asked = [r[2]["messages"][1]["content"] for r in server.requests]
-    assert len(set(asked)) == len(asked) == 6 and "already" not in asked[0] and all("write others" in a for a in asked[1:])
+    assert (
+        len(set(asked)) == len(asked) == 6
+        and "already" not in asked[0]
+        and all("write others" in a for a in asked[1:])
+    )
     assert echo in asked[0] and report.dropped == {"duplicate": 5}
-    assert echo not in prompt(DOG, 3)[1]["content"]                        # an example for these labels would be copied
+    assert echo not in prompt(DOG, 3)[1]["content"]  # an example for these labels would be copied
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------------
 
+
 def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
     server.pause, path = 0.05, tmp_path / "a.jsonl"
     plan = Counter({DOG: 130, RAIN: 90, CAT: 70})
-    code = (f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent.parent)!r})\nfrom collections import Counter\n"
-            f"from shards.describe import describe; from llm import Endpoint\n"
-            f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', workers=2)")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent.parent)!r})\nfrom collections import Counter\n"
+        f"from shards.describe import describe; from llm import Endpoint\n"
+        f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', workers=2)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         end = time.monotonic() + 20
         while not (path.exists() and path.stat().st_size > 3000):
@@ -189,7 +278,7 @@ def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
     kept = path.read_bytes()
     assert 0 < counts(path).total() < plan.total()
     with open(path, "ab") as f:
-        f.write(kept.split(b"\n")[0][:25])                                  # as if the kill had come within a write
+        f.write(kept.split(b"\n")[0][:25])  # as if the kill had come within a write
     describe(plan, endpoint(server), path, "m")
     assert counts(path) == plan and path.read_bytes().startswith(kept)
 
@@ -197,12 +286,16 @@ def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
 def test_a_file_that_an_editor_saved_keeps_its_last_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"labels": ["dog"], "text": "A dog barks – far away.", "model": "m"}')
-    assert read(path) == {DOG: 1} and path.read_text().endswith("}")     # to look changes nothing
-    describe(Counter({DOG: 2}), ask_text(["A dog barks - FAR away!\nA dog growls at home."]), path, "m")
+    assert read(path) == {DOG: 1} and path.read_text().endswith("}")  # to look changes nothing
+    describe(
+        Counter({DOG: 2}), ask_text(["A dog barks - FAR away!\nA dog growls at home."]), path, "m"
+    )
     assert [r["text"] for r in rows(path)] == ["A dog barks – far away.", "A dog growls at home."]
 
 
-@pytest.mark.parametrize("line", ["half a li", "[1]", '{"labels": ["dog"]}', '{"labels": ["dog"], "text": 3}', ""])
+@pytest.mark.parametrize(
+    "line", ["half a li", "[1]", '{"labels": ["dog"]}', '{"labels": ["dog"], "text": 3}', ""]
+)
 def test_a_line_that_is_no_description_is_named_and_left_alone(tmp_path, line):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"labels": ["dog"], "text": "A dog barks.", "model": "m"}}\n{line}\n')
@@ -217,47 +310,72 @@ def test_a_line_that_is_no_description_is_named_and_left_alone(tmp_path, line):
 OTHERS = {"dog", "cat", "rain", "thunder", "flash flood", "sea waves", "crying baby"}
 
 
-@pytest.mark.parametrize("text, labels, why", [
-    ("A dog barks twice in the distance.", DOG, None),
-    ("Dogs bark.", DOG, "too short"), ("Three dogs bark.", DOG, None),
-    ("A dog " + "barks and " * 18 + "growls.", DOG, None), ("A dog " + "barks and " * 19 + "growls.", DOG, "too long"),
-    ("I'm sorry, but I cannot describe a dog.", DOG, "refusal"), ("I’m sorry, I can’t do that.", DOG, "refusal"),
-    ("As an AI, I have never heard a dog.", DOG, "refusal"),
-    ("A man mutters I'm sorry to his barking dog.", DOG, None),
-    ("I cannot provide audio of a dog.", DOG, "refusal"),
-    ("Here are 20 varied lines about a dog", DOG, "remark"), ("Sure, a dog it is", DOG, "remark"),
-    ("Dog sounds at home:", DOG, "remark"),
-    ("Let me know if you want more dogs.", DOG, "remark"), ("A sure-footed dog barks here and there.", DOG, None),
-    ("The sound of a dog.", DOG, "label only"), ("Rain and thunder, thunder.", RAIN, "label only"),
-    ("The sound of rain falling.", RAIN, None),
-    ("A brown dog barks loudly.", DOG, "visual"), ("You can see a dog barking.", DOG, "visual"),
-    ("A bright, barking dog at home.", DOG, "visual"),
-    ("A dog barks by the sea, unseeing.", DOG, None), ("A dog barks through white noise on a phone.", DOG, None),
-    ("A flash of light, then thunder and rain.", RAIN, "visual"),
-    ("A flash flood roars past as rain falls.", RAIN, None),
-    ("A black capped chickadee sings at dawn.", ("black capped chickadee",), None),
-    ("The blues shuffle rolls on slowly.", ("blues",), None),
-    ("A cat meows at the door.", DOG, "wrong label"), ("A cat hisses while dogs bark.", DOG, None),
-    ("A hound howls at dawn.", DOG, None),
-    ("The cattle low at dawn.", DOG, None), ("Someone sneezes into a scarf near a cat.", ("sneezing",), None),
-    ("A baby sobs while the cat purrs.", ("crying baby",), None),
-])
+@pytest.mark.parametrize(
+    "text, labels, why",
+    [
+        ("A dog barks twice in the distance.", DOG, None),
+        ("Dogs bark.", DOG, "too short"),
+        ("Three dogs bark.", DOG, None),
+        ("A dog " + "barks and " * 18 + "growls.", DOG, None),
+        ("A dog " + "barks and " * 19 + "growls.", DOG, "too long"),
+        ("I'm sorry, but I cannot describe a dog.", DOG, "refusal"),
+        ("I’m sorry, I can’t do that.", DOG, "refusal"),
+        ("As an AI, I have never heard a dog.", DOG, "refusal"),
+        ("A man mutters I'm sorry to his barking dog.", DOG, None),
+        ("I cannot provide audio of a dog.", DOG, "refusal"),
+        ("Here are 20 varied lines about a dog", DOG, "remark"),
+        ("Sure, a dog it is", DOG, "remark"),
+        ("Dog sounds at home:", DOG, "remark"),
+        ("Let me know if you want more dogs.", DOG, "remark"),
+        ("A sure-footed dog barks here and there.", DOG, None),
+        ("The sound of a dog.", DOG, "label only"),
+        ("Rain and thunder, thunder.", RAIN, "label only"),
+        ("The sound of rain falling.", RAIN, None),
+        ("A brown dog barks loudly.", DOG, "visual"),
+        ("You can see a dog barking.", DOG, "visual"),
+        ("A bright, barking dog at home.", DOG, "visual"),
+        ("A dog barks by the sea, unseeing.", DOG, None),
+        ("A dog barks through white noise on a phone.", DOG, None),
+        ("A flash of light, then thunder and rain.", RAIN, "visual"),
+        ("A flash flood roars past as rain falls.", RAIN, None),
+        ("A black capped chickadee sings at dawn.", ("black capped chickadee",), None),
+        ("The blues shuffle rolls on slowly.", ("blues",), None),
+        ("A cat meows at the door.", DOG, "wrong label"),
+        ("A cat hisses while dogs bark.", DOG, None),
+        ("A hound howls at dawn.", DOG, None),
+        ("The cattle low at dawn.", DOG, None),
+        ("Someone sneezes into a scarf near a cat.", ("sneezing",), None),
+        ("A baby sobs while the cat purrs.", ("crying baby",), None),
+    ],
+)
 def test_the_filter(text, labels, why):
     assert fault(text, labels, OTHERS) == why
 
 
-@pytest.mark.parametrize("line, text", [
-    ("1. A dog barks.", "A dog barks."), ("12) A dog barks.", "A dog barks."), ("- A dog barks.", "A dog barks."),
-    ("• **A dog** barks.", "A dog barks."),
-    ('3. "A dog barks."', "A dog barks."), ('  "A dog barks.",', "A dog barks."), ("“A dog barks.”", "A dog barks."),
-    ("'A dog's bark.'", "A dog's bark."),
-    ("Dog: A dog barks.", "A dog barks."), ("Labels: dog", "dog"), ("```json", ""), ("[", ""), ("   ", ""),
-    ("A  dog\tbarks.\r", "A dog barks."),
-    ("3 dogs bark.", "3 dogs bark."), ("2.5 seconds of barking.", "2.5 seconds of barking."),
-    ("A man says: go!", "A man says: go!"),
-    ('"Stop!" a man shouts, then "go"', '"Stop!" a man shouts, then "go"'),
-    ('A man shouts "stop"', 'A man shouts "stop"'),
-])
+@pytest.mark.parametrize(
+    "line, text",
+    [
+        ("1. A dog barks.", "A dog barks."),
+        ("12) A dog barks.", "A dog barks."),
+        ("- A dog barks.", "A dog barks."),
+        ("• **A dog** barks.", "A dog barks."),
+        ('3. "A dog barks."', "A dog barks."),
+        ('  "A dog barks.",', "A dog barks."),
+        ("“A dog barks.”", "A dog barks."),
+        ("'A dog's bark.'", "A dog's bark."),
+        ("Dog: A dog barks.", "A dog barks."),
+        ("Labels: dog", "dog"),
+        ("```json", ""),
+        ("[", ""),
+        ("   ", ""),
+        ("A  dog\tbarks.\r", "A dog barks."),
+        ("3 dogs bark.", "3 dogs bark."),
+        ("2.5 seconds of barking.", "2.5 seconds of barking."),
+        ("A man says: go!", "A man says: go!"),
+        ('"Stop!" a man shouts, then "go"', '"Stop!" a man shouts, then "go"'),
+        ('A man shouts "stop"', 'A man shouts "stop"'),
+    ],
+)
 def test_lines_are_cleaned(line, text):
     assert clean(line, DOG) == text
 
@@ -265,13 +383,20 @@ def test_lines_are_cleaned(line, text):
 def test_our_own_examples_pass_our_own_filter():
     everything = {label for labels in EXAMPLES for label in labels}
     for labels, shown in EXAMPLES.items():
-        assert all(fault(text, labels, everything) is None and clean(text, labels) == text for text in shown.split("\n"))
+        assert all(
+            fault(text, labels, everything) is None and clean(text, labels) == text
+            for text in shown.split("\n")
+        )
 
 
 def test_dropped_lines_are_counted_by_reason_and_a_cut_answer_loses_its_last_line(server, tmp_path):
-    text = ("<think>A dog might growl.\nHm.</think>\nHere are 3 of them:\n1. A dog barks near a wall.\n2. A red dog barks.\n"
-            "3. A dog whi")
-    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "length"}], "usage": None})
+    text = (
+        "<think>A dog might growl.\nHm.</think>\nHere are 3 of them:\n1. A dog barks near a wall.\n2. A red dog barks.\n"
+        "3. A dog whi"
+    )
+    body = json.dumps(
+        {"choices": [{"message": {"content": text}, "finish_reason": "length"}], "usage": None}
+    )
     server.script = [(200, {}, body)]
     report = describe(Counter({DOG: 1}), endpoint(server), tmp_path / "a.jsonl", "m")
     assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == ["A dog barks near a wall."]
@@ -280,26 +405,47 @@ def test_dropped_lines_are_counted_by_reason_and_a_cut_answer_loses_its_last_lin
 
 # --- a local model -------------------------------------------------------------------------------------------------------
 
+
 def test_a_random_model_brings_nothing_and_ends(random_llms, tmp_path):
-    report = describe(Counter({DOG: 3, RAIN: 2}), Local(random_llms["llama"], max_tokens=24), tmp_path / "a.jsonl", "m", workers=2)
-    assert report.lacks == {DOG: 3, RAIN: 2} and all("nothing new in 3" in why for why in report.given_up.values())
-    assert report.requests == 6 and report.usage["prompt_tokens"] > 1000 and counts(tmp_path / "a.jsonl") == {}
+    report = describe(
+        Counter({DOG: 3, RAIN: 2}),
+        Local(random_llms["llama"], max_tokens=24),
+        tmp_path / "a.jsonl",
+        "m",
+        workers=2,
+    )
+    assert report.lacks == {DOG: 3, RAIN: 2} and all(
+        "nothing new in 3" in why for why in report.given_up.values()
+    )
+    assert (
+        report.requests == 6
+        and report.usage["prompt_tokens"] > 1000
+        and counts(tmp_path / "a.jsonl") == {}
+    )
 
 
 def test_a_local_model_that_writes_well(random_llms, tmp_path):
     """The real tokenizer, template and padding; only what is sampled is put in: n lines, and the end-of-text token."""
     import torch
+
     local, seen = Local(random_llms["llama"]), []
 
     def generate(input_ids, attention_mask, **kwargs):
-        prompts = [local.tokenizer.decode(row[mask.bool()]) for row, mask in zip(input_ids, attention_mask)]
+        prompts = [
+            local.tokenizer.decode(row[mask.bool()]) for row, mask in zip(input_ids, attention_mask)
+        ]
         seen.append(len(prompts))
         assert all(p.startswith("user: You write") and p.endswith("assistant: ") for p in prompts)
         texts = []
         for p in prompts:
             labels, n = re.findall(r"Labels: (.*)\nWrite (\d+)", p)[-1]
-            texts.append("\n".join(f"The {labels} sounds {len(seen)} and {i} times." for i in range(int(n))) + "<|endoftext|>")
-        new = local.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").input_ids
+            texts.append(
+                "\n".join(f"The {labels} sounds {len(seen)} and {i} times." for i in range(int(n)))
+                + "<|endoftext|>"
+            )
+        new = local.tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="right"
+        ).input_ids
         return torch.cat([input_ids, new], 1)
 
     local.model.generate = generate
@@ -310,42 +456,71 @@ def test_a_local_model_that_writes_well(random_llms, tmp_path):
 
 # --- the command ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def command(server, tmp_path, monkeypatch, capfd):
     """Runs main() on two data sets, farm and sky; returns (exit status or message, everything printed)."""
     plans = {"farm": Counter({DOG: 30, CAT: 1}), "sky": Counter({RAIN: 2})}
     source = types.ModuleType("shards.audiotia")
-    source.label_sets = lambda name, root: plans[name] if root == str(tmp_path) else pytest.fail(f"root {root}")
+    source.label_sets = lambda name, root: (
+        plans[name] if root == str(tmp_path) else pytest.fail(f"root {root}")
+    )
     monkeypatch.setitem(sys.modules, "shards.audiotia", source)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     def run(*args):
         with pytest.raises(SystemExit) as e:
-            main([*args, "--root", str(tmp_path), *([] if "--local" in args else ["--endpoint", server.url, "--model", "m"])])
+            main(
+                [
+                    *args,
+                    "--root",
+                    str(tmp_path),
+                    *([] if "--local" in args else ["--endpoint", server.url, "--model", "m"]),
+                ]
+            )
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
+
     return run
 
 
 def test_the_command_estimates_describes_and_keeps_the_key_secret(command, server, tmp_path):
-    code, out = command("farm", "sky", "--yes", "--price-in", "1000", "--price-out", "2000", "--workers", "2")
+    code, out = command(
+        "farm", "sky", "--yes", "--price-in", "1000", "--price-out", "2000", "--workers", "2"
+    )
     assert code is None, out
     folder = tmp_path / "descriptions"
-    assert counts(folder / "farm.jsonl") == {DOG: 30, CAT: 1} and counts(folder / "sky.jsonl") == {RAIN: 2}
-    assert "farm: 31 descriptions of 2 label sets, 31 to be written" in out and "about 4 requests" in out
+    assert counts(folder / "farm.jsonl") == {DOG: 30, CAT: 1} and counts(folder / "sky.jsonl") == {
+        RAIN: 2
+    }
+    assert (
+        "farm: 31 descriptions of 2 label sets, 31 to be written" in out
+        and "about 4 requests" in out
+    )
     n = int(re.search(r"([\d,]+) tokens in, 660 out, \$", out)[1].replace(",", ""))
     sent = sum(len(m["content"]) for r in server.requests for m in r[2]["messages"])
     assert 0.8 < n / (sent / 4) < 1.1 and f"${(n * 1000 + 660 * 2000) / 1e6:,.2f}" in out
-    assert "farm.jsonl: 31 of 31" in out and "3 requests, 300 tokens in, 30 out, $0.36" in out and "dropped: none" in out
+    assert (
+        "farm.jsonl: 31 of 31" in out
+        and "3 requests, 300 tokens in, 30 out, $0.36" in out
+        and "dropped: none" in out
+    )
     assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
     assert KEY not in out + "".join(p.read_text() for p in folder.iterdir())
-    assert command("farm")[1].endswith("nothing to do\n") and len(server.requests) == 4       # and needs no --yes
+    assert (
+        command("farm")[1].endswith("nothing to do\n") and len(server.requests) == 4
+    )  # and needs no --yes
 
 
 def test_the_command_asks_before_it_starts(command, server, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     code, out = command("sky")
-    assert "--yes" in code and "about 1 requests" in out and not server.requests and not (tmp_path / "descriptions").exists()
+    assert (
+        "--yes" in code
+        and "about 1 requests" in out
+        and not server.requests
+        and not (tmp_path / "descriptions").exists()
+    )
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
     for answer, n in (("n", 0), ("", 0), ("y", 1)):
         monkeypatch.setattr("builtins.input", lambda _: answer)
@@ -366,7 +541,10 @@ def test_the_command_says_what_lacks_and_fails(command, server):
     server.script = [(401, {}, f"who is {KEY}?")]
     code, out = command("sky", "--yes")
     assert "401" in code and KEY not in code + out
-    assert "--local takes neither" in command("sky", "--local", "x", "--model", "y")[1] and command("sky", "--workers", "0")[0] == 2
+    assert (
+        "--local takes neither" in command("sky", "--local", "x", "--model", "y")[1]
+        and command("sky", "--workers", "0")[0] == 2
+    )
 
 
 def test_the_command_with_a_local_model(command, random_llms, tmp_path, monkeypatch):
@@ -377,12 +555,19 @@ def test_the_command_with_a_local_model(command, random_llms, tmp_path, monkeypa
 
 
 def test_the_script_finds_the_project_from_anywhere(tmp_path):
-    out = subprocess.run([sys.executable, module.__file__, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, module.__file__, "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
 
 
 def test_the_estimate_counts_only_what_lacks():
     plan = Counter({DOG: 45, CAT: 20})
     whole, part = estimate(plan, Counter()), estimate(plan, Counter({DOG: 40, CAT: 25}))
-    assert whole["requests"] == 4 and whole["out"] == 65 * 20 and part["requests"] == 1 and part["out"] == 100
+    assert (
+        whole["requests"] == 4
+        and whole["out"] == 65 * 20
+        and part["requests"] == 1
+        and part["out"] == 100
+    )
     assert 3.5 < whole["in"] / part["in"] < 4.5

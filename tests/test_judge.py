@@ -1,4 +1,5 @@
 """judge.py against a real HTTP server on the loopback address, a real kill, and a real (tiny, random) model."""
+
 import json
 import re
 import signal
@@ -14,18 +15,38 @@ import pytest
 import torch
 from servers import KEY
 
-from scoring import judge as module
-from scoring.judge import AGAIN, ORDERS, TRIES, judge, main, parse, predictions, prompt, summary, table, verdicts, verdicts_path
-from scoring.llm import Endpoint, LLMError, Local
 from data import DataError
-
+from scoring import judge as module
+from scoring.judge import (
+    AGAIN,
+    ORDERS,
+    TRIES,
+    judge,
+    main,
+    parse,
+    predictions,
+    prompt,
+    summary,
+    table,
+    verdicts,
+    verdicts_path,
+)
+from scoring.llm import Endpoint, LLMError, Local
 
 ROOT = Path(__file__).parent.parent
 
 
 def item(i, **kwargs):
-    return {"id": f"-air.{i}", "instruction": f"What is heard in clip {i}?", "answer": f"The reference {i}.", "category": "sound_QA",
-            "meta_info": f"{{'sound': 'dog {i}', 'said': \"it's\"}}", "prediction": f"The model {i}.", "tag": "", **kwargs}
+    return {
+        "id": f"-air.{i}",
+        "instruction": f"What is heard in clip {i}?",
+        "answer": f"The reference {i}.",
+        "category": "sound_QA",
+        "meta_info": f"{{'sound': 'dog {i}', 'said': \"it's\"}}",
+        "prediction": f"The model {i}.",
+        "tag": "",
+        **kwargs,
+    }
 
 
 def write(path, rows):
@@ -34,16 +55,24 @@ def write(path, rows):
 
 
 def endpoint(server, model="m", **kwargs):
-    return Endpoint(server.url, model, temperature=0, max_tokens=64, **{"backoff": 0.02, "tries": 3, "timeout": 5, **kwargs})
+    return Endpoint(
+        server.url,
+        model,
+        temperature=0,
+        max_tokens=64,
+        **{"backoff": 0.02, "tries": 3, "timeout": 5, **kwargs},
+    )
 
 
 def shown(body):
     """(item, order) that a request is about, from what it says and nothing else."""
     text = body["messages"][-1]["content"]
-    first, second = re.search(r"### First answer\nThe (\w+) .*\n\n### Second answer\nThe (\w+) ", text).groups()
+    first, second = re.search(
+        r"### First answer\nThe (\w+) .*\n\n### Second answer\nThe (\w+) ", text
+    ).groups()
     assert {first, second} == {"reference", "model"}
     numbers = set(re.findall(r"(?:clip|dog|The reference|The model) (\d+)", text))
-    assert len(numbers) == 1                            # notes, question and both answers of one item
+    assert len(numbers) == 1  # notes, question and both answers of one item
     return int(numbers.pop()), f"{first} first"
 
 
@@ -66,28 +95,56 @@ def ask_text(*texts, name="m"):
     def ask(messages):
         asked.append(messages)
         return texts.pop(0) if len(texts) > 1 else texts[0], {}
+
     ask.name, ask.asked = name, asked
     return ask
 
 
 # --- scores --------------------------------------------------------------------------------------------------------------
 
+
 def test_each_item_is_judged_twice_with_the_places_swapped(server, tmp_path):
     rows, path = [item(i) for i in range(7)], tmp_path / "a.verdicts.jsonl"
     server.answer = fair
     report = judge(rows, endpoint(server), path, workers=3)
-    assert Counter(shown(r[2]) for r in server.requests) == {(i, order): 1 for i in range(7) for order in ORDERS}
-    assert report.requests == 14 and report.usage["prompt_tokens"] == 1400 and not report.failed and not report.unparsable
+    assert Counter(shown(r[2]) for r in server.requests) == {
+        (i, order): 1 for i in range(7) for order in ORDERS
+    }
+    assert (
+        report.requests == 14
+        and report.usage["prompt_tokens"] == 1400
+        and not report.failed
+        and not report.unparsable
+    )
     body = server.requests[0][2]
     assert (body["temperature"], body["max_tokens"], body["model"]) == (0, 64, "m")
     scores, unparsable = verdicts(path, rows)
-    assert scores.dtype == torch.float64 and scores.tolist() == [1, 2, 3, 4, 5, 6, 7] and unparsable == 0
-    assert summary(path, rows) == {"judge": "m", "n": 7, "items": 7, "model": 4, "reference": 9, "unparsable": 0, "unasked": 0}
+    assert (
+        scores.dtype == torch.float64
+        and scores.tolist() == [1, 2, 3, 4, 5, 6, 7]
+        and unparsable == 0
+    )
+    assert summary(path, rows) == {
+        "judge": "m",
+        "n": 7,
+        "items": 7,
+        "model": 4,
+        "reference": 9,
+        "unparsable": 0,
+        "unasked": 0,
+    }
     assert verdicts(path, rows[::-1])[0].tolist() == [7, 6, 5, 4, 3, 2, 1]
     row = next(r for r in lines(path) if r["id"] == "-air.2" and r["order"] == "model first")
-    assert row == {"id": "-air.2", "order": "model first", "scores": [3, 9], "text": "3 9", "judge": "m", "row": row["row"]}
+    assert row == {
+        "id": "-air.2",
+        "order": "model first",
+        "scores": [3, 9],
+        "text": "3 9",
+        "judge": "m",
+        "row": row["row"],
+    }
     judge(rows, endpoint(server), path)
-    assert len(server.requests) == 14                                           # a finished file asks for nothing
+    assert len(server.requests) == 14  # a finished file asks for nothing
 
 
 def test_a_judge_that_favours_the_first_place_gives_5(tmp_path):
@@ -105,39 +162,113 @@ def test_requests_run_at_once_and_no_more_than_workers(server, tmp_path):
 
 
 def test_the_prompt_shows_all_and_only_what_it_should():
-    row = item(3, meta_info="two dogs", answer="Reference, at 5 s.", prediction="MATS says {0} %s.", tag="[open ended]")
-    for order, places in zip(ORDERS, (("Reference, at 5 s.", "MATS says {0} %s."), ("MATS says {0} %s.", "Reference, at 5 s."))):
+    row = item(
+        3,
+        meta_info="two dogs",
+        answer="Reference, at 5 s.",
+        prediction="MATS says {0} %s.",
+        tag="[open ended]",
+    )
+    for order, places in zip(
+        ORDERS,
+        (("Reference, at 5 s.", "MATS says {0} %s."), ("MATS says {0} %s.", "Reference, at 5 s.")),
+    ):
         system, user = prompt(row, order)
         text = user["content"]
-        assert [text.index(part) for part in ("two dogs", "clip 3?", *places)] == sorted(map(text.index, ("two dogs", "clip 3?", *places)))
-        assert not re.search("reference first|model first|-air|open ended|sound_QA", system["content"] + text)      # who is who is not said
-        assert all(w in system["content"] for w in ("helpful", "relevant", "accurate", "comprehensive", "1", "10"))
-        assert AGAIN not in text and prompt(row, order, again=True)[1]["content"] == f"{text}\n{AGAIN}"
+        assert [text.index(part) for part in ("two dogs", "clip 3?", *places)] == sorted(
+            map(text.index, ("two dogs", "clip 3?", *places))
+        )
+        assert not re.search(
+            "reference first|model first|-air|open ended|sound_QA", system["content"] + text
+        )  # who is who is not said
+        assert all(
+            w in system["content"]
+            for w in ("helpful", "relevant", "accurate", "comprehensive", "1", "10")
+        )
+        assert (
+            AGAIN not in text and prompt(row, order, again=True)[1]["content"] == f"{text}\n{AGAIN}"
+        )
 
 
-@pytest.mark.parametrize("text, scores", [
-    ("8 7", [8, 7]), ("10 1", [10, 1]), (" 8 7 \n", [8, 7]), ("7.5 8", [7.5, 8]), ("8/10 7/10", [8, 7]), ("8 / 10, 7 / 10", [8, 7]),
-    ("8, 7", [8, 7]), ("8; 7", [8, 7]), ("8 | 7", [8, 7]), ("8 and 7.", [8, 7]), ("**8 7**", [8, 7]), ("**8** **7**", [8, 7]),
-    ("`8 7`", [8, 7]), ("[8, 7]", [8, 7]), ("(8 7)", [8, 7]), ("Scores: 8 7", [8, 7]), ('"8 7"', [8, 7]), ("8\n7", [8, 7]),
-    ("Assistant 1: 8\nAssistant 2: 7", [8, 7]), ("Answer 1: 8/10, Answer 2: 7/10", [8, 7]), ("First answer: 8, second answer: 7", [8, 7]),
-    ("The first answer's score: 8\nThe second answer's score: 7", [8, 7]), ("**Assistant A:** 8 **Assistant B:** 7", [8, 7]),
-    ("8 7\nThe first answer names the 2 dogs.", [8, 7]), ("The first one is better.\n\n8 7", [8, 7]), ("8 7\n8 7", [8, 7]),
-    ("8 7\nWhy:\nIt is so.", [8, 7]), ("First: 8\nSecond: 7", [8, 7]),
-    ("", None), (" \n ", None), ("8", None), ("8/10", None), ("8 7 9", None), ("0 5", None), ("11 5", None), ("5 11", None), ("8,7", None),
-    ("8-7", None), ("8:7", None), ("8/7", None), ("-8 7", None), ("80 70", None), ("8 (10)", None), ("8.7", None), ("1. 8", None),
-    ("8 7\nNo:\n7 8", None), ("8 7\n7 8", None), ("8 7\n0 9", None), ("nan 7", None), ("eight seven", None), ("٨ ٧", None),
-    ("Assistant 2: 7\nAssistant 1: 8", None), ("Second: 7, first: 8", None), ("I'd say 8 7 or so", None), ("Both are 8 of 10", None),
-    ("8/100 7/100", None), ("8 7 (of 10)", None), ("1: 8 2: 7", None), ("I cannot judge audio.", None), ("8/10\nno more", None),
-])
+@pytest.mark.parametrize(
+    "text, scores",
+    [
+        ("8 7", [8, 7]),
+        ("10 1", [10, 1]),
+        (" 8 7 \n", [8, 7]),
+        ("7.5 8", [7.5, 8]),
+        ("8/10 7/10", [8, 7]),
+        ("8 / 10, 7 / 10", [8, 7]),
+        ("8, 7", [8, 7]),
+        ("8; 7", [8, 7]),
+        ("8 | 7", [8, 7]),
+        ("8 and 7.", [8, 7]),
+        ("**8 7**", [8, 7]),
+        ("**8** **7**", [8, 7]),
+        ("`8 7`", [8, 7]),
+        ("[8, 7]", [8, 7]),
+        ("(8 7)", [8, 7]),
+        ("Scores: 8 7", [8, 7]),
+        ('"8 7"', [8, 7]),
+        ("8\n7", [8, 7]),
+        ("Assistant 1: 8\nAssistant 2: 7", [8, 7]),
+        ("Answer 1: 8/10, Answer 2: 7/10", [8, 7]),
+        ("First answer: 8, second answer: 7", [8, 7]),
+        ("The first answer's score: 8\nThe second answer's score: 7", [8, 7]),
+        ("**Assistant A:** 8 **Assistant B:** 7", [8, 7]),
+        ("8 7\nThe first answer names the 2 dogs.", [8, 7]),
+        ("The first one is better.\n\n8 7", [8, 7]),
+        ("8 7\n8 7", [8, 7]),
+        ("8 7\nWhy:\nIt is so.", [8, 7]),
+        ("First: 8\nSecond: 7", [8, 7]),
+        ("", None),
+        (" \n ", None),
+        ("8", None),
+        ("8/10", None),
+        ("8 7 9", None),
+        ("0 5", None),
+        ("11 5", None),
+        ("5 11", None),
+        ("8,7", None),
+        ("8-7", None),
+        ("8:7", None),
+        ("8/7", None),
+        ("-8 7", None),
+        ("80 70", None),
+        ("8 (10)", None),
+        ("8.7", None),
+        ("1. 8", None),
+        ("8 7\nNo:\n7 8", None),
+        ("8 7\n7 8", None),
+        ("8 7\n0 9", None),
+        ("nan 7", None),
+        ("eight seven", None),
+        ("٨ ٧", None),
+        ("Assistant 2: 7\nAssistant 1: 8", None),
+        ("Second: 7, first: 8", None),
+        ("I'd say 8 7 or so", None),
+        ("Both are 8 of 10", None),
+        ("8/100 7/100", None),
+        ("8 7 (of 10)", None),
+        ("1: 8 2: 7", None),
+        ("I cannot judge audio.", None),
+        ("8/10\nno more", None),
+    ],
+)
 def test_only_scores_beyond_doubt_are_read(text, scores):
     assert parse(text) == scores
 
 
 # --- replies that cannot be read -----------------------------------------------------------------------------------------
 
+
 def test_an_unreadable_reply_is_kept_and_asked_again_more_strictly(server, tmp_path):
     rows, path = [item(0), item(1)], tmp_path / "v.jsonl"
-    server.answer = lambda body, k: "Both are fine." if shown(body)[0] == 1 and AGAIN not in body["messages"][1]["content"] else "6 4"
+    server.answer = lambda body, k: (
+        "Both are fine."
+        if shown(body)[0] == 1 and AGAIN not in body["messages"][1]["content"]
+        else "6 4"
+    )
     report = judge(rows, endpoint(server), path)
     assert report.requests == 6 and not report.unparsable and verdicts(path, rows)[1] == 0
     assert sorted(r["text"] for r in lines(path)) == ["6 4"] * 4 + ["Both are fine."] * 2
@@ -149,36 +280,65 @@ def test_unreadable_ones_are_counted_and_asked_three_times_in_all(server, tmp_pa
     stubborn = {(0, "model first"), (1, "model first"), (1, "reference first")}
     server.answer = lambda body, k: "Both." if shown(body) in stubborn else "8 2"
     report = judge(rows, endpoint(server), path)
-    assert set(report.unparsable) == {(f"-air.{i}", order) for i, order in stubborn} and set(report.unparsable.values()) == {"Both."}
-    assert Counter(shown(r[2]) for r in server.requests) == {(i, order): TRIES if (i, order) in stubborn else 1
-                                                             for i in range(3) for order in ORDERS}
+    assert set(report.unparsable) == {(f"-air.{i}", order) for i, order in stubborn} and set(
+        report.unparsable.values()
+    ) == {"Both."}
+    assert Counter(shown(r[2]) for r in server.requests) == {
+        (i, order): TRIES if (i, order) in stubborn else 1 for i in range(3) for order in ORDERS
+    }
     scores, unparsable = verdicts(path, rows)
     assert scores[0] == 2 and scores[1].isnan() and scores[2] == 5 and unparsable == 3
     s = summary(path, rows)
-    assert (s["n"], s["items"], s["unparsable"], s["unasked"], s["model"], s["reference"]) == (2, 3, 3, 0, 3.5, 6.5)
+    assert (s["n"], s["items"], s["unparsable"], s["unasked"], s["model"], s["reference"]) == (
+        2,
+        3,
+        3,
+        0,
+        3.5,
+        6.5,
+    )
     judge(rows, endpoint(server), path)
-    assert len(server.requests) == 12                                           # not a fourth time
-    path.write_text("".join(json.dumps(r) + "\n" for r in lines(path)[:-2]))    # as if the kill had come two tries earlier
+    assert len(server.requests) == 12  # not a fourth time
+    path.write_text(
+        "".join(json.dumps(r) + "\n" for r in lines(path)[:-2])
+    )  # as if the kill had come two tries earlier
     judge(rows, endpoint(server), path)
     assert len(server.requests) == 14 and verdicts(path, rows)[1] == 3
 
 
 # --- what is judged ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("changed", [{"prediction": "The model says no."}, {"answer": "The reference is new."}, {"meta_info": "rain"},
-                                     {"instruction": "What now?"}, {"id": "-air.7"}])
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prediction": "The model says no."},
+        {"answer": "The reference is new."},
+        {"meta_info": "rain"},
+        {"instruction": "What now?"},
+        {"id": "-air.7"},
+    ],
+)
 def test_what_has_changed_is_judged_anew(tmp_path, changed):
     rows, path = [item(0), item(1)], tmp_path / "v.jsonl"
     judge(rows, ask_text("9 1"), path)
     kept = path.read_bytes()
     rows[1] |= changed
-    assert verdicts(path, rows)[0].isnan().tolist() == [False, True] and summary(path, rows)["unasked"] == 2
+    assert (
+        verdicts(path, rows)[0].isnan().tolist() == [False, True]
+        and summary(path, rows)["unasked"] == 2
+    )
     ask = ask_text("3 3")
     judge(rows, ask, path)
     assert len(ask.asked) == 2 and path.read_bytes().startswith(kept) and len(lines(path)) == 6
     assert verdicts(path, rows)[0].tolist() == [5, 3]
-    assert verdicts(path, [item(0), item(1)])[0].tolist() == [5, 5]             # what was judged before still stands
-    judge([r | {"tag": "x", "category": "y"} for r in rows], ask, path)         # what the judge is not shown changes nothing
+    assert verdicts(path, [item(0), item(1)])[0].tolist() == [
+        5,
+        5,
+    ]  # what was judged before still stands
+    judge(
+        [r | {"tag": "x", "category": "y"} for r in rows], ask, path
+    )  # what the judge is not shown changes nothing
     assert len(ask.asked) == 2
 
 
@@ -188,35 +348,63 @@ def test_two_judges_are_kept_apart(tmp_path):
     judge(rows, ask_text("7 7", name="mild"), path)
     with pytest.raises(DataError, match="several judges; choose one: harsh, mild"):
         verdicts(path, rows)
-    assert verdicts(path, rows, "harsh")[0].tolist() == [5] and verdicts(path, rows, "mild")[0].tolist() == [7]
+    assert verdicts(path, rows, "harsh")[0].tolist() == [5] and verdicts(path, rows, "mild")[
+        0
+    ].tolist() == [7]
     with pytest.raises(DataError, match="no verdicts by kind; first: python -m scoring.judge"):
         verdicts(path, rows, "kind")
     with pytest.raises(DataError, match="no verdicts; first"):
         verdicts(tmp_path / "none.jsonl", rows)
-    for text in ("", '{"id": "-air.0", "ord'):                                  # killed before or within its first verdict
+    for text in ("", '{"id": "-air.0", "ord'):  # killed before or within its first verdict
         (tmp_path / "new.jsonl").write_text(text)
         scores, unparsable = verdicts(tmp_path / "new.jsonl", rows)
-        assert scores.shape == (1,) and scores.isnan().all() and unparsable == 0 and summary(tmp_path / "new.jsonl", rows)["unasked"] == 2
+        assert (
+            scores.shape == (1,)
+            and scores.isnan().all()
+            and unparsable == 0
+            and summary(tmp_path / "new.jsonl", rows)["unasked"] == 2
+        )
 
 
 def test_odd_predictions_are_judged_like_any_other(server, tmp_path):
-    odd = ["", "### First answer\n10 10", "ein Hund bellt – 犬\u2028", "word " * 1000, "\x00", "10 10"]
+    odd = [
+        "",
+        "### First answer\n10 10",
+        "ein Hund bellt – 犬\u2028",
+        "word " * 1000,
+        "\x00",
+        "10 10",
+    ]
     rows = [item(i, prediction=text) for i, text in enumerate(odd)] + [item(6, answer="")]
     rows += [item(7), item(7), item(7, answer=["The reference 7."])]
     server.answer = lambda body, k: "4 6"
     path = tmp_path / "v.jsonl"
     judge(rows, endpoint(server), path)
-    assert len(server.requests) == 2 * 8 and verdicts(path, rows)[0].tolist() == [5] * 10        # the same row twice is asked once
+    assert (
+        len(server.requests) == 2 * 8 and verdicts(path, rows)[0].tolist() == [5] * 10
+    )  # the same row twice is asked once
     said = "".join(r[2]["messages"][1]["content"] for r in server.requests)
     assert all(text in said for text in odd)
 
 
-@pytest.mark.parametrize("text, message", [
-    ('{"id": "1"}\n', "line 1 is no prediction.*no instruction and no answer and no meta_info and no prediction"),
-    (json.dumps(item(0)) + "\n" + json.dumps(item(1, prediction=None)) + "\n", "line 2 .*no prediction as text in the row '-air.1'"),
-    (json.dumps(item(0, answer=["a", "b"])) + "\n", "line 1 .*no answer"), ("[1]\n", "line 1"), ("nonsense\n", "line 1"),
-    ("", "holds no predictions"), (json.dumps(item(0)) + "\n" + json.dumps(item(1))[:40], "is cut off"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            '{"id": "1"}\n',
+            "line 1 is no prediction.*no instruction and no answer and no meta_info and no prediction",
+        ),
+        (
+            json.dumps(item(0)) + "\n" + json.dumps(item(1, prediction=None)) + "\n",
+            "line 2 .*no prediction as text in the row '-air.1'",
+        ),
+        (json.dumps(item(0, answer=["a", "b"])) + "\n", "line 1 .*no answer"),
+        ("[1]\n", "line 1"),
+        ("nonsense\n", "line 1"),
+        ("", "holds no predictions"),
+        (json.dumps(item(0)) + "\n" + json.dumps(item(1))[:40], "is cut off"),
+    ],
+)
 def test_predictions_that_cannot_be_judged_are_named(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(DataError, match=f"a.jsonl.*{message}"):
@@ -226,14 +414,27 @@ def test_predictions_that_cannot_be_judged_are_named(tmp_path, text, message):
     assert predictions(write(tmp_path / "c.jsonl", [item(0, answer=["x"])]))[0]["answer"] == "x"
 
 
-@pytest.mark.parametrize("bad", [{"scores": [11, 1]}, {"scores": [1]}, {"scores": "8 7"}, {"order": "first"}, {"judge": None}, {"row": 3}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"scores": [11, 1]},
+        {"scores": [1]},
+        {"scores": "8 7"},
+        {"order": "first"},
+        {"judge": None},
+        {"row": 3},
+    ],
+)
 def test_a_line_that_is_no_verdict_is_named_and_left_alone(tmp_path, bad):
     path = tmp_path / "v.jsonl"
     judge([item(0)], ask_text("9 1"), path)
     first, second = lines(path)
     write(path, [first, second | bad])
     before = path.read_bytes()
-    for call in (lambda: judge([item(0)], ask_text("1 1"), path), lambda: verdicts(path, [item(0)])):
+    for call in (
+        lambda: judge([item(0)], ask_text("1 1"), path),
+        lambda: verdicts(path, [item(0)]),
+    ):
         with pytest.raises(DataError, match="v.jsonl, line 2 is no verdict"):
             call()
     assert path.read_bytes() == before
@@ -241,20 +442,35 @@ def test_a_line_that_is_no_verdict_is_named_and_left_alone(tmp_path, bad):
 
 # --- a server in trouble, and a kill -------------------------------------------------------------------------------------
 
+
 def test_trouble_that_passes_leaves_no_trace(server, tmp_path):
     rows, path = [item(i) for i in range(4)], tmp_path / "v.jsonl"
     server.answer = fair
-    server.script = [(429, {"Retry-After": "0.3"}, ""), (500, {}, ""), (200, {}, "<html>"), "cut", 0.3, 2.0]
+    server.script = [
+        (429, {"Retry-After": "0.3"}, ""),
+        (500, {}, ""),
+        (200, {}, "<html>"),
+        "cut",
+        0.3,
+        2.0,
+    ]
     report = judge(rows, endpoint(server, timeout=1, tries=7), path, workers=2)
-    assert verdicts(path, rows)[0].tolist() == [1, 2, 3, 4] and len(lines(path)) == 8 and not report.failed
-    assert len(server.requests) == 8 + 5                                        # 0.3 s late is no trouble
+    assert (
+        verdicts(path, rows)[0].tolist() == [1, 2, 3, 4]
+        and len(lines(path)) == 8
+        and not report.failed
+    )
+    assert len(server.requests) == 8 + 5  # 0.3 s late is no trouble
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(server, tmp_path):
     rows, path = [item(i) for i in range(3)], tmp_path / "v.jsonl"
     server.answer, server.script = fair, [(500, {}, "")] * 2
     report = judge(rows, endpoint(server, tries=2), path, workers=1)
-    assert list(report.failed) == [("-air.0", "reference first")] and "500" in report.failed["-air.0", "reference first"]
+    assert (
+        list(report.failed) == [("-air.0", "reference first")]
+        and "500" in report.failed["-air.0", "reference first"]
+    )
     scores, unparsable = verdicts(path, rows)
     assert scores.tolist() == [1, 2, 3] and unparsable == 0 and summary(path, rows)["unasked"] == 1
     judge(rows, endpoint(server), path)
@@ -279,9 +495,13 @@ def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
     rows, source = [item(i % 10, id=str(i)) for i in range(60)], tmp_path / "a.jsonl"
     write(source, rows)
     path, server.answer, server.pause = verdicts_path(source), fair, 0.03
-    code = (f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent)!r})\nfrom judge import *\n"
-            f"judge(predictions({str(source)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, workers=2)")
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent)!r})\nfrom judge import *\n"
+        f"judge(predictions({str(source)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, workers=2)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         end = time.monotonic() + 20
         while not (path.exists() and path.stat().st_size > 3000):
@@ -294,19 +514,24 @@ def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
         process.communicate()
     assert process.returncode == -signal.SIGKILL
     server.pause = 0
-    time.sleep(0.1)                                     # what was under way has come to the server
+    time.sleep(0.1)  # what was under way has come to the server
     kept, before = path.read_bytes(), len(server.requests)
-    assert 10 < len(lines(path)) < 120 and before - len(lines(path)) <= 4       # what had come was written: two under way are lost
+    assert (
+        10 < len(lines(path)) < 120 and before - len(lines(path)) <= 4
+    )  # what had come was written: two under way are lost
     with open(path, "ab") as f:
-        f.write(kept.split(b"\n")[0][:25])              # as if the kill had come within a write
-    assert summary(path, rows)["unasked"] == 120 - len(kept.splitlines())       # to look changes nothing
+        f.write(kept.split(b"\n")[0][:25])  # as if the kill had come within a write
+    assert summary(path, rows)["unasked"] == 120 - len(kept.splitlines())  # to look changes nothing
     judge(rows, endpoint(server), path)
-    assert path.read_bytes().startswith(kept) and len(server.requests) - before == 120 - len(kept.splitlines())
+    assert path.read_bytes().startswith(kept) and len(server.requests) - before == 120 - len(
+        kept.splitlines()
+    )
     assert len({(r["id"], r["order"]) for r in lines(path)}) == len(lines(path)) == 120
     assert verdicts(path, rows)[0].tolist() == [i % 10 + 1 for i in range(60)]
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def command(server, tmp_path, monkeypatch, capfd):
@@ -322,6 +547,7 @@ def command(server, tmp_path, monkeypatch, capfd):
             main([*args, *where])
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
+
     return run
 
 
@@ -332,12 +558,25 @@ def test_the_command_estimates_judges_and_sums_up_each_file(command, server, tmp
     assert "sound.jsonl: 6 requests, 600 tokens in, 60 out" in out
     said = int(re.search(r"([\d,]+) tokens in, 32 out", out)[1].replace(",", ""))
     assert said == sum(len(m["content"]) for r in server.requests for m in r[2]["messages"]) // 4
-    assert "sound.jsonl: model 2.000, reference 9.000 on 3 of 3; of 6 verdicts 0 unparsable, 0 lacking; judge m" in out
+    assert (
+        "sound.jsonl: model 2.000, reference 9.000 on 3 of 3; of 6 verdicts 0 unparsable, 0 lacking; judge m"
+        in out
+    )
     assert "music.x1.jsonl: model 9.000, reference 9.000 on 1 of 1" in out
     assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
-    assert KEY not in out + "".join(p.read_text() for p in tmp_path.iterdir()) and (tmp_path / "music.x1.verdicts.jsonl").exists()
-    code, out = command("sound.jsonl", "sound.jsonl", "sound.verdicts.jsonl")       # needs no --yes; as a pattern brings them
-    assert code is None and out.count("model 2.000") == 1 and "about" not in out and len(server.requests) == 8
+    assert (
+        KEY not in out + "".join(p.read_text() for p in tmp_path.iterdir())
+        and (tmp_path / "music.x1.verdicts.jsonl").exists()
+    )
+    code, out = command(
+        "sound.jsonl", "sound.jsonl", "sound.verdicts.jsonl"
+    )  # needs no --yes; as a pattern brings them
+    assert (
+        code is None
+        and out.count("model 2.000") == 1
+        and "about" not in out
+        and len(server.requests) == 8
+    )
     assert command("sound.verdicts.jsonl")[0] == "scoring.judge: no file of predictions among these"
 
 
@@ -351,13 +590,21 @@ def test_the_command_asks_before_it_starts(command, server, monkeypatch):
 
 
 def test_the_command_names_what_is_unreadable_and_what_lacks(command, server):
-    server.answer = lambda body, k: {0: "Both are fine.", 1: ""}.get(shown(body)[0], "8 2") if shown(body)[1] == "model first" else "2 4"
+    server.answer = lambda body, k: (
+        {0: "Both are fine.", 1: ""}.get(shown(body)[0], "8 2")
+        if shown(body)[1] == "model first"
+        else "2 4"
+    )
     code, out = command("sound.jsonl", "--yes")
     assert code is None and "unparsable: -air.0, model first: 'Both are fine.'" in out
     assert "unparsable: -air.1, model first: no whole line within 64 tokens (--max-tokens)" in out
     assert "of 6 verdicts 2 unparsable, 0 lacking" in out
     code, out = command("sound.jsonl", "--yes")
-    assert code is None and "0 verdicts to ask" in out and "-air.0, model first: in none of 3 replies" in out
+    assert (
+        code is None
+        and "0 verdicts to ask" in out
+        and "-air.0, model first: in none of 3 replies" in out
+    )
 
 
 def test_the_command_fails_where_verdicts_lack(command, server, monkeypatch):
@@ -374,8 +621,17 @@ def test_the_command_fails_where_verdicts_lack(command, server, monkeypatch):
 def test_the_default_judge_and_the_options_that_do_not_go_together(command, server, monkeypatch):
     monkeypatch.setattr(module, "OPENAI", server.url)
     code, out = command("music.x1.jsonl", "--yes", "--max-tokens", "9", where=())
-    assert code is None and server.requests[0][2]["model"] == "gpt-4-0125-preview" and server.requests[0][2]["max_tokens"] == 9
-    for args in (("--endpoint", server.url), ("--local", "x", "--model", "y"), ("--workers", "0"), ("--max-tokens", "0")):
+    assert (
+        code is None
+        and server.requests[0][2]["model"] == "gpt-4-0125-preview"
+        and server.requests[0][2]["max_tokens"] == 9
+    )
+    for args in (
+        ("--endpoint", server.url),
+        ("--local", "x", "--model", "y"),
+        ("--workers", "0"),
+        ("--max-tokens", "0"),
+    ):
         assert command("sound.jsonl", where=args)[0] == 2
     assert "no such file" in command("nowhere.jsonl")[0] and len(server.requests) == 2
 
@@ -383,14 +639,21 @@ def test_the_default_judge_and_the_options_that_do_not_go_together(command, serv
 def test_the_command_with_a_local_model(command, random_llms, monkeypatch):
     """The real tokenizer, template and padding; first with what a random model says, then with scores put in."""
     folder = random_llms["llama"]
-    code, out = command("sound.jsonl", "--yes", "--workers", "4", "--max-tokens", "8", where=("--local", folder))
-    assert code is None and "model nan, reference nan on 0 of 3; of 6 verdicts 6 unparsable" in out and f"judge {Path(folder).name}" in out
+    code, out = command(
+        "sound.jsonl", "--yes", "--workers", "4", "--max-tokens", "8", where=("--local", folder)
+    )
+    assert (
+        code is None
+        and "model nan, reference nan on 0 of 3; of 6 verdicts 6 unparsable" in out
+        and f"judge {Path(folder).name}" in out
+    )
     name, local = f"{folder}/../{Path(folder).name}", Local(folder, 0, 8)
 
     def generate(input_ids, attention_mask, do_sample, max_new_tokens, **kwargs):
         assert not do_sample and max_new_tokens == 8
         new = local.tokenizer(["8 3<|endoftext|>"] * len(input_ids), return_tensors="pt").input_ids
         return torch.cat([input_ids, new], 1)
+
     local.model.generate = generate
     monkeypatch.setattr(module, "Local", lambda *args: local)
     code, out = command("music.x1.jsonl", "--yes", where=("--local", name))
@@ -398,5 +661,7 @@ def test_the_command_with_a_local_model(command, random_llms, monkeypatch):
 
 
 def test_the_script_runs(tmp_path):
-    out = subprocess.run([sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert out.returncode == 0 and "--max-tokens" in out.stdout, out.stderr

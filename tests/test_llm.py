@@ -1,4 +1,5 @@
 """llm.py against a real HTTP server on the loopback address, and real (tiny, random) models."""
+
 import json
 import threading
 import time
@@ -7,8 +8,18 @@ import pytest
 from conftest import gpt2
 from servers import KEY
 
-from scoring.llm import Endpoint, LLMError, Local, Unanswered, answers, growing, local_name, read_lines, whole_lines
 from data import DataError
+from scoring.llm import (
+    Endpoint,
+    LLMError,
+    Local,
+    Unanswered,
+    answers,
+    growing,
+    local_name,
+    read_lines,
+    whole_lines,
+)
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is heard?"}]
 
@@ -19,22 +30,37 @@ def endpoint(server, **kwargs):
 
 # --- one question --------------------------------------------------------------------------------------------------------
 
+
 def test_what_is_sent_and_what_comes_back(server):
     ask = Endpoint(server.url + "/", "m", KEY, temperature=0, max_tokens=64)
-    assert ask(CHAT) == ("answer 0", {"prompt_tokens": 100, "completion_tokens": 10}) and ask.name == "m"
+    assert (
+        ask(CHAT) == ("answer 0", {"prompt_tokens": 100, "completion_tokens": 10})
+        and ask.name == "m"
+    )
     url, headers, body, _ = server.requests[0]
     assert url == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     assert body == {"model": "m", "messages": CHAT, "temperature": 0, "max_tokens": 64}
     endpoint(server)(CHAT)
-    assert "Authorization" not in server.requests[1][1]                     # a server of one's own needs no key
+    assert "Authorization" not in server.requests[1][1]  # a server of one's own needs no key
 
 
-@pytest.mark.parametrize("trouble, least", [
-    ((429, {"Retry-After": "0.6"}, "slow down"), 0.6), ((500, {}, "oops"), 0), ((503, {"Retry-After": "soon"}, ""), 0),
-    ((408, {}, ""), 0), ((200, {}, "<html>gateway</html>"), 0), ((200, {}, '{"error": "busy"}'), 0),
-    ((200, {}, '{"choices": []}'), 0), ((200, {}, "[]"), 0), ((200, {}, '{"choices": [{"message": {"content": 7}}]}'), 0),
-    ("cut", 0), (2.5, 1),
-], ids=["429", "500", "503", "408", "html", "error", "empty", "list", "number", "cut", "hang"])
+@pytest.mark.parametrize(
+    "trouble, least",
+    [
+        ((429, {"Retry-After": "0.6"}, "slow down"), 0.6),
+        ((500, {}, "oops"), 0),
+        ((503, {"Retry-After": "soon"}, ""), 0),
+        ((408, {}, ""), 0),
+        ((200, {}, "<html>gateway</html>"), 0),
+        ((200, {}, '{"error": "busy"}'), 0),
+        ((200, {}, '{"choices": []}'), 0),
+        ((200, {}, "[]"), 0),
+        ((200, {}, '{"choices": [{"message": {"content": 7}}]}'), 0),
+        ("cut", 0),
+        (2.5, 1),
+    ],
+    ids=["429", "500", "503", "408", "html", "error", "empty", "list", "number", "cut", "hang"],
+)
 def test_trouble_that_passes_is_retried(server, trouble, least):
     server.script = [trouble]
     assert endpoint(server, timeout=1 if trouble == 2.5 else 5)(CHAT)[0] == "answer 1"
@@ -45,7 +71,10 @@ def test_the_back_off_grows(server):
     server.script = [(500, {}, "")] * 4
     endpoint(server, tries=5, backoff=0.1)(CHAT)
     times = [r[3] for r in server.requests]
-    assert all(b - a >= 0.05 * 2 ** i for i, (a, b) in enumerate(zip(times, times[1:]))) and times[-1] - times[0] < 4
+    assert (
+        all(b - a >= 0.05 * 2**i for i, (a, b) in enumerate(zip(times, times[1:])))
+        and times[-1] - times[0] < 4
+    )
 
 
 def test_trouble_that_stays_is_unanswered(server):
@@ -60,30 +89,54 @@ def test_a_slow_answer_is_waited_for(server):
     assert endpoint(server, timeout=5)(CHAT)[0] == "answer 0" and len(server.requests) == 1
 
 
-@pytest.mark.parametrize("status, body", [(400, "bad"), (401, f"wrong key {KEY}"), (404, "no such model"),
-                                          (429, '{"code": "insufficient_quota"}')])
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (400, "bad"),
+        (401, f"wrong key {KEY}"),
+        (404, "no such model"),
+        (429, '{"code": "insufficient_quota"}'),
+    ],
+)
 def test_a_refusal_is_not_retried_and_keeps_the_key_secret(server, status, body):
     server.script = [(status, {}, body)] * 2
-    for path, call in (("/chat/completions", lambda: endpoint(server, key=KEY)(CHAT)),
-                       ("/embeddings", lambda: endpoint(server, key=KEY).embed(["a"]))):
+    for path, call in (
+        ("/chat/completions", lambda: endpoint(server, key=KEY)(CHAT)),
+        ("/embeddings", lambda: endpoint(server, key=KEY).embed(["a"])),
+    ):
         with pytest.raises(LLMError) as e:
             call()
         said = str(e.value)
-        assert not isinstance(e.value, Unanswered) and server.url + path in said and str(status) in said
+        assert (
+            not isinstance(e.value, Unanswered)
+            and server.url + path in said
+            and str(status) in said
+        )
         assert "OPENAI_API_KEY" in said and KEY not in said
     assert len(server.requests) == 2
 
 
 def test_a_redirect_is_not_followed_with_the_key(server):
-    server.script = [(307, {"Location": f"{server.url}/elsewhere"}, ""), (302, {"Location": f"{server.url}/elsewhere"}, "")]
+    server.script = [
+        (307, {"Location": f"{server.url}/elsewhere"}, ""),
+        (302, {"Location": f"{server.url}/elsewhere"}, ""),
+    ]
     for status in ("307", "302"):
         with pytest.raises(LLMError, match=status):
             endpoint(server, key=KEY)(CHAT)
     assert [r[0] for r in server.requests] == ["/v1/chat/completions"] * 2
 
 
-@pytest.mark.parametrize("url, key", [("file:///etc", None), ("localhost:8000", None), ("http://a b", None),
-                                      ("http://a", "sk-1\nsk-2"), ("http://a", "schlüssel")])
+@pytest.mark.parametrize(
+    "url, key",
+    [
+        ("file:///etc", None),
+        ("localhost:8000", None),
+        ("http://a b", None),
+        ("http://a", "sk-1\nsk-2"),
+        ("http://a", "schlüssel"),
+    ],
+)
 def test_an_address_or_key_that_cannot_be_used_is_refused(url, key):
     with pytest.raises(LLMError) as e:
         Endpoint(url, "m", key)
@@ -92,13 +145,32 @@ def test_an_address_or_key_that_cannot_be_used_is_refused(url, key):
 
 def test_thoughts_and_a_cut_last_line_are_left_out(server):
     def said(text, finish="stop"):
-        server.script = [(200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": None}))]
+        server.script = [
+            (
+                200,
+                {},
+                json.dumps(
+                    {
+                        "choices": [{"message": {"content": text}, "finish_reason": finish}],
+                        "usage": None,
+                    }
+                ),
+            )
+        ]
         return endpoint(server)(CHAT)
-    assert said("<think>Hm.\nHm.</think>8 7\nso") == ("8 7\nso", {}) and said("8 7\nthe fir", "length") == ("8 7\n", {})
-    assert said("8 1", "length") == ("", {}) and said(None) == ("", {}) and whole_lines("<think>never ends", False) == ""
+
+    assert said("<think>Hm.\nHm.</think>8 7\nso") == ("8 7\nso", {}) and said(
+        "8 7\nthe fir", "length"
+    ) == ("8 7\n", {})
+    assert (
+        said("8 1", "length") == ("", {})
+        and said(None) == ("", {})
+        and whole_lines("<think>never ends", False) == ""
+    )
 
 
 # --- embeddings ----------------------------------------------------------------------------------------------------------
+
 
 def shuffled(body, k):
     """Vectors (length of the text, place), not in the order of the texts."""
@@ -110,21 +182,52 @@ def test_embeddings_come_in_batches_and_in_order(server):
     server.answer = shuffled
     texts = ["x" * (i % 7) for i in range(600)]
     found = endpoint(server, key=KEY).embed(texts)
-    assert found == [[float(i % 7 or 1), float(i % 256)] for i in range(600)]       # an empty text is sent as a space
-    assert [len(r[2]["input"]) for r in server.requests] == [256, 256, 88] and "" not in server.requests[0][2]["input"]
+    assert found == [
+        [float(i % 7 or 1), float(i % 256)] for i in range(600)
+    ]  # an empty text is sent as a space
+    assert [len(r[2]["input"]) for r in server.requests] == [
+        256,
+        256,
+        88,
+    ] and "" not in server.requests[0][2]["input"]
     url, headers, body, _ = server.requests[0]
-    assert url == "/v1/embeddings" and headers["Authorization"] == f"Bearer {KEY}" and set(body) == {"model", "input"}
+    assert (
+        url == "/v1/embeddings"
+        and headers["Authorization"] == f"Bearer {KEY}"
+        and set(body) == {"model", "input"}
+    )
     assert endpoint(server).embed([]) == [] and len(server.requests) == 3
 
 
-@pytest.mark.parametrize("trouble", [
-    (429, {"Retry-After": "0.1"}, ""), (500, {}, ""), "cut", (200, {}, "[]"), (200, {}, '{"data": []}'), (200, {}, '{"data": null}'),
-    (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}]}'),
-    (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 2, "embedding": [1]}]}'),
-    (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": []}]}'),
-    (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [NaN]}]}'),
-    (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [null]}]}'),
-], ids=["429", "500", "cut", "list", "none", "null", "twice", "index", "no numbers", "nan", "null number"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (429, {"Retry-After": "0.1"}, ""),
+        (500, {}, ""),
+        "cut",
+        (200, {}, "[]"),
+        (200, {}, '{"data": []}'),
+        (200, {}, '{"data": null}'),
+        (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}]}'),
+        (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 2, "embedding": [1]}]}'),
+        (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": []}]}'),
+        (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [NaN]}]}'),
+        (200, {}, '{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [null]}]}'),
+    ],
+    ids=[
+        "429",
+        "500",
+        "cut",
+        "list",
+        "none",
+        "null",
+        "twice",
+        "index",
+        "no numbers",
+        "nan",
+        "null number",
+    ],
+)
 def test_embeddings_are_asked_for_again(server, trouble):
     server.answer, server.script = shuffled, [trouble]
     assert endpoint(server).embed(["a", "bc"]) == [[1, 0], [2, 1]] and len(server.requests) == 2
@@ -141,12 +244,14 @@ def test_embeddings_that_cannot_be_had(server):
 
 # --- many questions ------------------------------------------------------------------------------------------------------
 
+
 def test_answers_come_as_they_are_ready_and_may_lead_to_more_questions():
     gate, todo, got = threading.Event(), ["slow", "quick"], []
 
     def ask(chat):
         assert chat != "slow" or gate.wait(5)
         return chat, {}
+
     for key, (text, _) in answers(ask, lambda: todo and (len(todo), todo.pop(0)) or None, 2):
         got.append((key, text))
         if text == "quick":
@@ -162,6 +267,7 @@ def test_failures_in_a_row_end_it_and_others_do_not(good, total):
         if i in good:
             return "", {}
         raise Unanswered(f"no {i}")
+
     numbers, seen = iter(range(40)), []
     try:
         for i, answer in answers(ask, lambda: next(((i, i) for i in numbers), None), 1):
@@ -184,42 +290,60 @@ def test_a_caller_who_has_enough_leaves_nothing_running():
 
 # --- the file ------------------------------------------------------------------------------------------------------------
 
+
 def test_a_file_grows_and_half_a_line_is_dropped(tmp_path):
     path, number = tmp_path / "new" / "a.jsonl", lambda row: row["n"]
     assert read_lines(path, number, "number") == ([], 0)
     with growing(path, number, "number") as (found, append):
         append([{"n": 1}, {"n": 2}])
-        assert found == [] and read_lines(path, number, "number")[0] == [1, 2]      # others see it at once
-        with pytest.raises(DataError, match="another run is writing"), growing(path, number, "number"):
+        assert found == [] and read_lines(path, number, "number")[0] == [
+            1,
+            2,
+        ]  # others see it at once
+        with (
+            pytest.raises(DataError, match="another run is writing"),
+            growing(path, number, "number"),
+        ):
             pass
     with open(path, "a") as f:
         f.write('{"n": 3')
     assert read_lines(path, number, "number") == ([1, 2], 18)
     with growing(path, number, "number") as (found, append):
         append([{"n": 4}])
-    path.write_text(path.read_text().rstrip("\n"))                                  # as an editor may leave it
+    path.write_text(path.read_text().rstrip("\n"))  # as an editor may leave it
     with growing(path, number, "number") as (found, append):
         append([{"n": "é"}])
     assert found == [1, 2, 4] and path.read_text() == '{"n": 1}\n{"n": 2}\n{"n": 4}\n{"n": "é"}\n'
     path.write_text('{"n": 1}\n{}\n{"n": 2}\n')
-    with pytest.raises(DataError, match="a.jsonl, line 2 is no number"), growing(path, number, "number"):
+    with (
+        pytest.raises(DataError, match="a.jsonl, line 2 is no number"),
+        growing(path, number, "number"),
+    ):
         pass
     assert path.read_text() == '{"n": 1}\n{}\n{"n": 2}\n'
 
 
 # --- a local model -------------------------------------------------------------------------------------------------------
 
+
 def test_local_answers_are_repeatable_and_sampled_unless_temperature_is_0(random_llms):
     chats, ids = [CHAT, [{"role": "user", "content": "Which animal calls near a river?"}]], []
     for temperature in (1.0, 0):
         local = Local(random_llms["llama"], temperature, max_tokens=12)
         generate, how = local.model.generate, []
-        local.model.generate = lambda **kwargs: how.append(kwargs) or ids.append(generate(**kwargs)[:, -12:]) or ids[-1]
+        local.model.generate = lambda **kwargs: (
+            how.append(kwargs) or ids.append(generate(**kwargs)[:, -12:]) or ids[-1]
+        )
         for batch in (chats, chats, chats[::-1]):
             local.many(batch)
         assert all(kwargs["do_sample"] == (temperature > 0) for kwargs in how)
     sampled, greedy = ids[:3], ids[3:]
-    assert sampled[0].tolist() == sampled[1].tolist() != sampled[2].tolist() != sampled[0].flip(0).tolist()
+    assert (
+        sampled[0].tolist()
+        == sampled[1].tolist()
+        != sampled[2].tolist()
+        != sampled[0].flip(0).tolist()
+    )
     assert greedy[0].tolist() == greedy[1].tolist() == greedy[2].flip(0).tolist()
 
 
@@ -230,4 +354,7 @@ def test_a_local_model_that_cannot_serve_says_why(random_llms, tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(LLMError, match="chat template"):
         Local(str(tmp_path / "bare"))
-    assert local_name(str(tmp_path / "bare") + "/") == "bare" and local_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert (
+        local_name(str(tmp_path / "bare") + "/") == "bare"
+        and local_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    )

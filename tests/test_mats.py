@@ -1,8 +1,9 @@
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from bench import Machine, fake, sized
+from conftest import gpt2, llama, make_samples
 from peft import PeftModel
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
@@ -10,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
-from bench import Machine, fake, sized
-from conftest import gpt2, llama, make_samples
 from data import collate
 from mats import MATS, Mapper, MATSConfig
 from santa import Santa, add_noise
@@ -24,7 +23,7 @@ def build(tokenizer, make=gpt2, **kwargs):
     llm = make(len(tokenizer))
     torch.manual_seed(1)
     model = MATS(MATSConfig(**SMALL | {"template": TEMPLATES[make]} | kwargs), llm, tokenizer)
-    for name, p in model.trainable().items():       # LoRA's B starts at zero: give it something to say
+    for name, p in model.trainable().items():  # LoRA's B starts at zero: give it something to say
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.2)
     return model
@@ -34,10 +33,15 @@ def batch_of(model, n=6):
     samples = [{**s, "tag": "[farm]" if i % 2 else ""} for i, s in enumerate(make_samples(n))]
     samples[0]["answer"] = "A dog"
     batch = collate(samples, model.template.encode(samples), model.tokenizer.eos_token_id)
-    return F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(0)), dim=-1), batch["ids"], batch["answer"]
+    return (
+        F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(0)), dim=-1),
+        batch["ids"],
+        batch["answer"],
+    )
 
 
 # --- the mapper ---
+
 
 def test_mapper_is_the_released_architecture():
     """Against torch's own layers: pre-norm attention over [tokens, queries], ReLU, ratio 2, the last `prefix` outputs."""
@@ -55,7 +59,7 @@ def test_mapper_is_the_released_architecture():
         h = F.layer_norm(x, (32,), block.norm2.weight, block.norm2.bias)
         x = x + block.fc2(block.fc1(h).relu())
     torch.testing.assert_close(mapper(z), mapper.proj(x[:, 4:]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mapper(z), mapper(7 * z))                    # the vector's length says nothing
+    torch.testing.assert_close(mapper(z), mapper(7 * z))  # the vector's length says nothing
     with pytest.raises(ValueError, match="multiple of heads"):
         Mapper(16, 30, 24, heads=4)
 
@@ -67,6 +71,7 @@ def test_paper_sizes():
 
 
 # --- the loss ---
+
 
 def gradients(model, net, batch):
     """The loss of a batch through `net`, with the marks that train.py sets, and all gradients."""
@@ -89,7 +94,10 @@ def lengths(model):
     """Three batches of other numbers of positions and of answer tokens."""
     z, ids, answer = batch_of(model)
     T = ids.shape[1]
-    return [(z, F.pad(ids, (0, more)), answer[:n] // T * (T + more) + answer[:n] % T) for more, n in ((0, 30), (8, 17), (24, 41))]
+    return [
+        (z, F.pad(ids, (0, more)), answer[:n] // T * (T + more) + answer[:n] % T)
+        for more, n in ((0, 30), (8, 17), (24, 41))
+    ]
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -105,7 +113,7 @@ def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
     plain.backward()
     gradients = {n: p.grad.clone() for n, p in model.trainable().items()}
     model.zero_grad()
-    loss = model.train()(z, ids, answer)                                    # with training's own attention
+    loss = model.train()(z, ids, answer)  # with training's own attention
     loss.backward()
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
     for name, p in model.trainable().items():
@@ -117,7 +125,7 @@ def test_only_mapper_and_lora_learn_and_the_frozen_model_has_no_dropout(tokenize
     assert all("lora_" in n or n.startswith("mapper.") for n in model.trainable())
     assert {n.split(".")[0] for n in model.trainable()} == {"mapper", "llm"}
     batch = batch_of(model)
-    assert float(model(*batch)) != float(model(*batch))                     # LoRA's dropout
+    assert float(model(*batch)) != float(model(*batch))  # LoRA's dropout
     quiet = build(tokenizer, lora_dropout=0.0).train()
     assert float(quiet(*batch)) == float(quiet(*batch))
     before = {n: p.clone() for n, p in model.named_parameters()}
@@ -135,9 +143,11 @@ def test_only_mapper_and_lora_learn_and_the_frozen_model_has_no_dropout(tokenize
 def test_padding_changes_nothing(tokenizer):
     model = build(tokenizer).eval()
     z, ids, answer = batch_of(model, 1)
-    n = int(answer.max()) + 1                                               # the one row's length
+    n = int(answer.max()) + 1  # the one row's length
     wide = F.pad(ids, (0, 24), value=model.tokenizer.eos_token_id)
-    torch.testing.assert_close(model(z, wide, answer), model(z, ids[:, :n], answer), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        model(z, wide, answer), model(z, ids[:, :n], answer), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -149,8 +159,11 @@ def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
     class Ops(TorchDispatchMode):
         def __torch_dispatch__(self, f, types, args=(), kwargs=None):
             if "attention" in str(f) and "backward" not in str(f):
-                seen.append((args[4:5] == (True,), (kwargs or {}).get("attn_mask")))   # is it causal, and its mask
+                seen.append(
+                    (args[4:5] == (True,), (kwargs or {}).get("attn_mask"))
+                )  # is it causal, and its mask
             return f(*args, **kwargs or {})
+
     with FakeTensorMode() as mode, Ops():
         z, ids, answer = map(mode.from_tensor, batch)
         model = fake(model)
@@ -158,9 +171,11 @@ def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
             loss = model(add_noise(z, 0.015), ids, answer)
         loss.backward()
         with pytest.raises(DataDependentOutputException):
-            bool(loss > 0)                                                  # what waiting looks like
+            bool(loss > 0)  # what waiting looks like
     assert all(p.grad.shape == p.shape for p in model.trainable().values())
-    assert seen == [(False, None)] * SMALL["layers"] + [(True, None)] * 2   # the mapper's layers and the LLM's two
+    assert (
+        seen == [(False, None)] * SMALL["layers"] + [(True, None)] * 2
+    )  # the mapper's layers and the LLM's two
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -186,12 +201,15 @@ def test_compiled_in_many_parts_by_ddp_it_is_the_same(tokenizer, tmp_path, monke
     def backend(graph, inputs):
         parts.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
     torch._dynamo.reset()
     monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 20_000)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         model.compile(backend=backend)
-        ddp = DistributedDataParallel(model, bucket_cap_mb=0.02, gradient_as_bucket_view=True, broadcast_buffers=False)
+        ddp = DistributedDataParallel(
+            model, bucket_cap_mb=0.02, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         for batch, want in zip(batches, plain):
             same(gradients(model, ddp, batch), want)
         assert len(parts) >= 3
@@ -206,7 +224,11 @@ def test_flops_are_those_that_torch_counts(size):
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = fake(model)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(torch.empty(4, 1024), torch.empty(4, 64, dtype=torch.long), torch.empty(80, dtype=torch.long))
+            loss = model(
+                torch.empty(4, 1024),
+                torch.empty(4, 64, dtype=torch.long),
+                torch.empty(80, dtype=torch.long),
+            )
         loss.backward()
     flop = counter.get_flop_counts()["Global"]
     attention = sum(n for op, n in flop.items() if "attention" in str(op))
@@ -216,15 +238,22 @@ def test_flops_are_those_that_torch_counts(size):
 
 # --- generation ---
 
+
 @pytest.mark.parametrize("make", [gpt2, llama])
-@pytest.mark.parametrize("decoding", [{}, {"num_beams": 3}, {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}])
+@pytest.mark.parametrize(
+    "decoding", [{}, {"num_beams": 3}, {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}]
+)
 def test_an_answer_alone_is_the_answer_in_a_batch(tokenizer, make, decoding):
     model = build(tokenizer, make)
     z = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
-    asks = ["Hi", "Generate audio caption.", "Is there a dog in the distance, or is it a cat that calls behind a door?"] * 3
+    asks = [
+        "Hi",
+        "Generate audio caption.",
+        "Is there a dog in the distance, or is it a cat that calls behind a door?",
+    ] * 3
     tags = ["", "[farm]", ""] * 3
     together = model.generate(z, asks, tags, batch_size=9, **decoding)
-    alone = [model.generate(z[i:i + 1], [asks[i]], [tags[i]], **decoding)[0] for i in range(9)]
+    alone = [model.generate(z[i : i + 1], [asks[i]], [tags[i]], **decoding)[0] for i in range(9)]
     assert together == alone == model.generate(z, asks, tags, batch_size=2, **decoding)
     assert len(set(together)) >= 3
 
@@ -252,20 +281,25 @@ def test_a_prompt_that_does_not_fit_is_refused(tokenizer):
 
 # --- files ---
 
+
 def test_save_and_load(tokenizer, tmp_path):
     base = tmp_path / "llm"
     gpt2(len(tokenizer)).save_pretrained(base)
     tokenizer.save_pretrained(base)
     model = build(tokenizer, llm=str(base)).eval()
-    model.santa = Santa.build(torch.randn(60, 16), m=50, k=5, generator=torch.Generator().manual_seed(0))
+    model.santa = Santa.build(
+        torch.randn(60, 16), m=50, k=5, generator=torch.Generator().manual_seed(0)
+    )
     model.save_pretrained(tmp_path / "run" / "model")
     files = sorted(p.name for p in (tmp_path / "run" / "model").rglob("*") if p.is_file())
-    assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl", ".pth"))]        # nothing pickled
+    assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl", ".pth"))]  # nothing pickled
     assert str(tmp_path) not in (tmp_path / "run/model/config.json").read_text()
     assert str(tmp_path) not in (tmp_path / "run/model/lora/adapter_config.json").read_text()
 
     (tmp_path / "run").rename(tmp_path / "moved")
-    (tmp_path / "moved" / "model").rename(tmp_path / "model")       # one level up: the base is found by ../llm no more
+    (tmp_path / "moved" / "model").rename(
+        tmp_path / "model"
+    )  # one level up: the base is found by ../llm no more
     with pytest.raises(Exception):
         MATS.from_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
@@ -276,7 +310,9 @@ def test_save_and_load(tokenizer, tmp_path):
     torch.testing.assert_close(again.santa(batch[0]), model.santa(batch[0]))
     assert again.generate(batch[0], ["Hi"] * 6) == model.generate(batch[0], ["Hi"] * 6)
 
-    theirs = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), tmp_path / "run/model/lora").eval()
+    theirs = PeftModel.from_pretrained(
+        GPT2LMHeadModel.from_pretrained(base), tmp_path / "run/model/lora"
+    ).eval()
     x = model.inputs(*batch[:2])
     torch.testing.assert_close(theirs(inputs_embeds=x).logits, model.llm(inputs_embeds=x).logits)
     with pytest.raises(FileNotFoundError, match="config.json"):
@@ -288,26 +324,50 @@ def test_import_of_the_released_layout(tokenizer, tmp_path):
     model = build(tokenizer, llama)
     g = torch.Generator().manual_seed(3)
     rand = lambda *shape: torch.randn(*shape, generator=g) * 0.1
-    state = {"ln_audio.weight": rand(8), "ln_audio.bias": rand(8), "audio_mapper.linear.weight": rand(4 * 32, 16),
-             "audio_mapper.linear.bias": rand(4 * 32), "audio_mapper.prefix_const": rand(6, 32),
-             "audio_llama_proj.weight": rand(32, 32), "audio_llama_proj.bias": rand(32)}
+    state = {
+        "ln_audio.weight": rand(8),
+        "ln_audio.bias": rand(8),
+        "audio_mapper.linear.weight": rand(4 * 32, 16),
+        "audio_mapper.linear.bias": rand(4 * 32),
+        "audio_mapper.prefix_const": rand(6, 32),
+        "audio_llama_proj.weight": rand(32, 32),
+        "audio_llama_proj.bias": rand(32),
+    }
     for i in range(2):
         at = f"audio_mapper.transformer.layers.{i}."
-        state |= {at + "norm1.weight": rand(32), at + "norm1.bias": rand(32), at + "norm2.weight": rand(32),
-                  at + "norm2.bias": rand(32), at + "attn.to_queries.weight": rand(32, 32),
-                  at + "attn.to_keys_values.weight": rand(64, 32), at + "attn.project.weight": rand(32, 32),
-                  at + "attn.project.bias": rand(32), at + "mlp.fc1.weight": rand(64, 32), at + "mlp.fc1.bias": rand(64),
-                  at + "mlp.fc2.weight": rand(32, 64), at + "mlp.fc2.bias": rand(32)}
+        state |= {
+            at + "norm1.weight": rand(32),
+            at + "norm1.bias": rand(32),
+            at + "norm2.weight": rand(32),
+            at + "norm2.bias": rand(32),
+            at + "attn.to_queries.weight": rand(32, 32),
+            at + "attn.to_keys_values.weight": rand(64, 32),
+            at + "attn.project.weight": rand(32, 32),
+            at + "attn.project.bias": rand(32),
+            at + "mlp.fc1.weight": rand(64, 32),
+            at + "mlp.fc1.bias": rand(64),
+            at + "mlp.fc2.weight": rand(32, 64),
+            at + "mlp.fc2.bias": rand(32),
+        }
         for part, width in (("q_proj", 32), ("v_proj", 16)):
             at = f"llama_model.base_model.model.model.layers.{i}.self_attn.{part}."
-            state |= {at + "lora_A.default.weight": rand(8, 32), at + "lora_B.default.weight": rand(width, 8)}
+            state |= {
+                at + "lora_A.default.weight": rand(8, 32),
+                at + "lora_B.default.weight": rand(width, 8),
+            }
     path = tmp_path / "released.pth"
     torch.save({"model": state, "optimizer": {}, "config": {}, "scaler": None, "epoch": 3}, path)
     model.import_official(path)
-    torch.testing.assert_close(model.mapper.blocks[1].kv.weight, state["audio_mapper.transformer.layers.1.attn.to_keys_values.weight"])
+    torch.testing.assert_close(
+        model.mapper.blocks[1].kv.weight,
+        state["audio_mapper.transformer.layers.1.attn.to_keys_values.weight"],
+    )
     torch.testing.assert_close(model.mapper.queries, state["audio_mapper.prefix_const"])
     loaded = dict(model.llm.named_parameters())
-    torch.testing.assert_close(loaded["base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"], state[at + "lora_B.default.weight"])
+    torch.testing.assert_close(
+        loaded["base_model.model.model.layers.1.self_attn.v_proj.lora_B.default.weight"],
+        state[at + "lora_B.default.weight"],
+    )
 
     torch.save({"model": {k: v for k, v in state.items() if "fc2" not in k}}, path)
     with pytest.raises(ValueError, match="fc2"):

@@ -6,16 +6,30 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from scoring import paper
-from scoring import report
+from scoring import paper, report
 
 COLUMNS = ("text", "none", "santa")
-TITLES = {"esc50": "ESC-50", "audiocaps": "AudioCaps", "musiccaps": "MusicCaps", "clothoaqa": "ClothoAQA",
-          "mmau_mini": "MMAU test-mini", "own": "a|b"}
-HEADLINE = {"esc50": "ACC", "audiocaps": "CIDEr-D", "musiccaps": "ROUGE-L", "clothoaqa": "B-ACC (majority)",
-            "mmau_mini": "MC-ACC", "own": "EM"}
-MORE = {"audiocaps": ("SPICE", "SPIDEr"), "clothoaqa": ("ACC (majority)", "B-ACC (rows)"),
-        "mmau_mini": ("MC-ACC (sound)", "MC-ACC (speech)")}
+TITLES = {
+    "esc50": "ESC-50",
+    "audiocaps": "AudioCaps",
+    "musiccaps": "MusicCaps",
+    "clothoaqa": "ClothoAQA",
+    "mmau_mini": "MMAU test-mini",
+    "own": "a|b",
+}
+HEADLINE = {
+    "esc50": "ACC",
+    "audiocaps": "CIDEr-D",
+    "musiccaps": "ROUGE-L",
+    "clothoaqa": "B-ACC (majority)",
+    "mmau_mini": "MC-ACC",
+    "own": "EM",
+}
+MORE = {
+    "audiocaps": ("SPICE", "SPIDEr"),
+    "clothoaqa": ("ACC (majority)", "B-ACC (rows)"),
+    "mmau_mini": ("MC-ACC (sound)", "MC-ACC (speech)"),
+}
 
 
 def make_results():
@@ -29,20 +43,39 @@ def make_results():
                 if metric.startswith("SPI"):
                     cell = {"value": None, "ci95": None, "why": f"{metric}: no Java | none"}
                 columns.setdefault(c, {}).setdefault(name, {})[metric] = cell
-    del columns["text"]["own"]                                                  # the true text is not known of every benchmark
+    del columns["text"]["own"]  # the true text is not known of every benchmark
     columns["santa"]["mmau_mini"]["MC-ACC"] = {"value": 0.5, "ci95": None}
     columns["santa"]["musiccaps"]["ROUGE-L"] = {"value": 0.187, "ci95": [0.17, 0.2]}
-    return {"ckpt": "out/<b>tiny</b>/model", "made": {"crop": "center", "decoding": {}, "tags": False},
-            "notes": ["ClothoAQA: two of\nthree agree"], "titles": TITLES, "clips": dict.fromkeys(TITLES, 2000) | {"own": 12},
-            "n": dict.fromkeys(TITLES, 240) | {"own": 12}, "headline": HEADLINE,
-            "columns": columns, "chance": {"esc50": {"ACC": 0.02}, "own": {"EM": 0.25}},
-            "clap": {"esc50": {"ACC": {"value": 0.61234, "ci95": [0.55, 0.66]}}}, "benchmarks": {}}
+    return {
+        "ckpt": "out/<b>tiny</b>/model",
+        "made": {"crop": "center", "decoding": {}, "tags": False},
+        "notes": ["ClothoAQA: two of\nthree agree"],
+        "titles": TITLES,
+        "clips": dict.fromkeys(TITLES, 2000) | {"own": 12},
+        "n": dict.fromkeys(TITLES, 240) | {"own": 12},
+        "headline": HEADLINE,
+        "columns": columns,
+        "chance": {"esc50": {"ACC": 0.02}, "own": {"EM": 0.25}},
+        "clap": {"esc50": {"ACC": {"value": 0.61234, "ci95": [0.55, 0.66]}}},
+        "benchmarks": {},
+    }
 
 
 def make_predictions(n=30, said="a dog"):
-    rows = lambda name, c: [{"id": f"{name}/{i // 2}", "instruction": f"what is {i % 2}?", "answer": ["a dog", "a cat"], "task": "cap",
-                             "score": i % 5 == 0, "prediction": f"{said} {c} {i}"} for i in range(n)]
-    return {(c, name): rows(name, c) for c in COLUMNS for name in TITLES if (c, name) != ("text", "own")}
+    rows = lambda name, c: [
+        {
+            "id": f"{name}/{i // 2}",
+            "instruction": f"what is {i % 2}?",
+            "answer": ["a dog", "a cat"],
+            "task": "cap",
+            "score": i % 5 == 0,
+            "prediction": f"{said} {c} {i}",
+        }
+        for i in range(n)
+    ]
+    return {
+        (c, name): rows(name, c) for c in COLUMNS for name in TITLES if (c, name) != ("text", "own")
+    }
 
 
 class Page(HTMLParser):
@@ -76,6 +109,7 @@ class Page(HTMLParser):
 
 # --- the tables ---
 
+
 def test_markdown_holds_every_number_and_says_why_one_is_missing():
     results = make_results()
     text = report.markdown(results)
@@ -92,38 +126,83 @@ def test_markdown_holds_every_number_and_says_why_one_is_missing():
     spice = next(line for line in text.splitlines() if line.startswith("|  | SPICE"))
     assert [c.strip() for c in spice.split("|")][6:9] == ["–¹"] * 3
     assert "- ¹ SPICE: no Java | none" in text and "- ² SPIDEr: no Java | none" in text
-    assert "- ClothoAQA: two of three agree" in text and "crop: center; decoding: default; tags: off" in text
-    widths = [{line.replace("\\|", "").count("|") for line in block.splitlines()} for block in text.split("\n\n") if block.startswith("|")]
-    assert len(widths) == 3 and all(len(w) == 1 for w in widths)                # as many cells in every row of a table
+    assert (
+        "- ClothoAQA: two of three agree" in text
+        and "crop: center; decoding: default; tags: off" in text
+    )
+    widths = [
+        {line.replace("\\|", "").count("|") for line in block.splitlines()}
+        for block in text.split("\n\n")
+        if block.startswith("|")
+    ]
+    assert len(widths) == 3 and all(
+        len(w) == 1 for w in widths
+    )  # as many cells in every row of a table
 
 
 def test_the_papers_figures_stand_beside_ours_on_its_scale():
     text = report.markdown(make_results()).partition("## Beside the paper")[2]
-    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     rows = {tuple(line[:2]): line[2:] for line in lines}
-    assert rows["MusicCaps", "ROUGE-L"] == ["100 ×", "240 of 2,000", "18.7 [17.0, 20.0]", "22.9", "18.7", "21.7", "–",
-                                            "SALMONN 21.5†, LP-MusicCaps 13.0"]
+    assert rows["MusicCaps", "ROUGE-L"] == [
+        "100 ×",
+        "240 of 2,000",
+        "18.7 [17.0, 20.0]",
+        "22.9",
+        "18.7",
+        "21.7",
+        "–",
+        "SALMONN 21.5†, LP-MusicCaps 13.0",
+    ]
     assert rows["ESC-50", "ACC"][3:6] == ["0.86", "0.88", "0.70"]
     assert rows["ESC-50", "ACC"][7].startswith("Pengi 0.92, CLAP 0.83, LTU 0.83ZS-")
     assert rows["AudioCaps", "SPICE"][2:4] == ["–", "0.164"]
     assert rows["AudioCaps", "SPICE"][6].startswith("DRCap 0.186, NoAudioCaptioning 0.178")
-    assert rows["ClothoAQA", "B-ACC (majority)"][3:5] == rows["ClothoAQA", "B-ACC (rows)"][3:5] == ["0.66", "0.76"]
-    assert rows["MMAU test-mini", "MC-ACC"][2:5] == ["50.0", "10.5", "43.3"] and rows["MMAU test-mini", "MC-ACC (sound)"][4] == "52.3"
-    assert ("MMAU test-mini", "MC-ACC (speech)") not in rows and not any(name.startswith("a\\") for name, _ in rows)
+    assert (
+        rows["ClothoAQA", "B-ACC (majority)"][3:5]
+        == rows["ClothoAQA", "B-ACC (rows)"][3:5]
+        == ["0.66", "0.76"]
+    )
+    assert (
+        rows["MMAU test-mini", "MC-ACC"][2:5] == ["50.0", "10.5", "43.3"]
+        and rows["MMAU test-mini", "MC-ACC (sound)"][4] == "52.3"
+    )
+    assert ("MMAU test-mini", "MC-ACC (speech)") not in rows and not any(
+        name.startswith("a\\") for name, _ in rows
+    )
 
 
 def test_results_without_anything_but_scores():
     results = make_results()
-    results |= {"titles": {"own": "own"}, "clap": {}, "chance": {}, "notes": [], "made": {},
-                "columns": {"none": {"own": {"EM": {"value": 0.5, "ci95": None}}}}}
+    results |= {
+        "titles": {"own": "own"},
+        "clap": {},
+        "chance": {},
+        "notes": [],
+        "made": {},
+        "columns": {"none": {"own": {"EM": {"value": 0.5, "ci95": None}}}},
+    }
     text = report.markdown(results)
-    assert "| own | EM | 12 | – | – | 0.500 |" in text and "Beside the paper" not in text and "interval" not in text
+    assert (
+        "| own | EM | 12 | – | – | 0.500 |" in text
+        and "Beside the paper" not in text
+        and "interval" not in text
+    )
     assert "0.500" in report.html(results, {}, lambda name, row: None)
-    results["columns"]["none"]["own"]["EM"] = {"value": None, "ci95": None, "why": "nothing to score"}
+    results["columns"]["none"]["own"]["EM"] = {
+        "value": None,
+        "ci95": None,
+        "why": "nothing to score",
+    }
     assert "nothing to score" in report.html(results, {}, lambda name, row: None)
 
 
 # --- the page ---
+
 
 def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
     rng, given = np.random.default_rng(0), []
@@ -132,7 +211,14 @@ def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
         if name == "own":
             return None
         given.append(rng.bytes(500))
-        return {"esc50": ".WAV", "audiocaps": "flac", "musiccaps": "mp3", "clothoaqa": "ogg", "mmau_mini": "au"}[name], given[-1]
+        return {
+            "esc50": ".WAV",
+            "audiocaps": "flac",
+            "musiccaps": "mp3",
+            "clothoaqa": "ogg",
+            "mmau_mini": "au",
+        }[name], given[-1]
+
     text = report.html(make_results(), make_predictions(), sound, samples=4)
     page = Page(text)
     for _, attrs in page.tags:
@@ -143,8 +229,15 @@ def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
     assert all(v.startswith("#") for v in re.findall(r"url\(([^)]*)\)", text))
     players = [a["src"] for a in page.all("audio")]
     assert [base64.b64decode(p.partition(",")[2]) for p in players] == given[:16]
-    assert [p.partition(";")[0] for p in players[::4]] == ["data:audio/wav", "data:audio/flac", "data:audio/mpeg", "data:audio/ogg"]
-    assert text.count("a browser does not play .au") == 4 and text.count("no audio in the shards") == 4
+    assert [p.partition(";")[0] for p in players[::4]] == [
+        "data:audio/wav",
+        "data:audio/flac",
+        "data:audio/mpeg",
+        "data:audio/ogg",
+    ]
+    assert (
+        text.count("a browser does not play .au") == 4 and text.count("no audio in the shards") == 4
+    )
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids)) and {a["href"][1:] for a in page.all("a")} <= set(ids)
 
@@ -156,44 +249,69 @@ def test_samples_are_few_mixed_and_the_same_each_time():
     assert text == report.html(make_results(), predictions, lambda name, row: None, samples=6)
     chosen = report.choose(predictions["santa", "esc50"], 6, "esc50")
     assert sorted(r["score"] for r in chosen) == [False] * 3 + [True] * 3
-    assert report.choose(predictions["santa", "esc50"], 99, "esc50") == predictions["santa", "esc50"]
+    assert (
+        report.choose(predictions["santa", "esc50"], 99, "esc50") == predictions["santa", "esc50"]
+    )
     unknown = [{"id": i} for i in range(50)]
     chosen = report.choose(unknown, 5, "x")
-    assert chosen == report.choose(unknown, 5, "x") != report.choose(unknown, 5, "y") and len(chosen) == 5
+    assert (
+        chosen == report.choose(unknown, 5, "x") != report.choose(unknown, 5, "y")
+        and len(chosen) == 5
+    )
 
 
 def test_columns_are_joined_by_question_not_by_place():
     predictions = make_predictions(6)
-    predictions["none", "esc50"] = predictions["none", "esc50"][::-1][:4]       # another order, and two are not there
+    predictions["none", "esc50"] = predictions["none", "esc50"][::-1][
+        :4
+    ]  # another order, and two are not there
     text = report.html(make_results(), predictions, lambda name, row: None, samples=6)
-    cards = re.findall(r'<article.*?</article>', text.partition('id="b-esc50"')[2].partition("</section>")[0], re.DOTALL)
-    assert [re.findall(r"a dog (\w+) (\d)", c) for c in cards] == \
-        [[("text", str(i))] + ([("none", str(i))] if i > 1 else []) + [("santa", str(i))] for i in range(6)]
+    cards = re.findall(
+        r"<article.*?</article>",
+        text.partition('id="b-esc50"')[2].partition("</section>")[0],
+        re.DOTALL,
+    )
+    assert [re.findall(r"a dog (\w+) (\d)", c) for c in cards] == [
+        [("text", str(i))] + ([("none", str(i))] if i > 1 else []) + [("santa", str(i))]
+        for i in range(6)
+    ]
 
 
 def test_whatever_a_model_or_a_label_says_is_shown_as_text():
     evil = '<script>alert("x")</script>\ud83d</table>\'" & <b>'
     results, predictions = make_results(), make_predictions(4, said=evil)
-    results["titles"] = {**TITLES, "own": evil.replace("\ud83d", "?")}            # goes into the plot, too
+    results["titles"] = {**TITLES, "own": evil.replace("\ud83d", "?")}  # goes into the plot, too
     results["notes"] = [evil]
     results["columns"]["none"]["audiocaps"]["SPICE"]["why"] = evil
-    predictions["santa", "own"] = [dict.fromkeys(("id", "instruction", "answer", "prediction", "task", "category"), evil) | {"score": 0.25}]
+    predictions["santa", "own"] = [
+        dict.fromkeys(("id", "instruction", "answer", "prediction", "task", "category"), evil)
+        | {"score": 0.25}
+    ]
     text = report.html(results, predictions, lambda name, row: (evil, b"x"), samples=4)
     page = Page(text)
-    text.encode()                                                               # half a surrogate pair is no UTF-8
-    assert len(page.all("script")) == 1 and not page.all("b")[0] and '<script>alert' not in text
+    text.encode()  # half a surrogate pair is no UTF-8
+    assert len(page.all("script")) == 1 and not page.all("b")[0] and "<script>alert" not in text
     assert sum(s.count('<script>alert("x")</script>?</table>\'" & <b>') for s in page.text) > 60
     report.markdown(results)
 
 
 def test_audio_is_limited(monkeypatch):
     big, small = b"x" * (report.CLIP_BYTES + 1), b"x" * 1000
-    text = report.html(make_results(), make_predictions(), lambda name, row: ("wav", big if name == "esc50" else small), samples=3)
+    text = report.html(
+        make_results(),
+        make_predictions(),
+        lambda name, row: ("wav", big if name == "esc50" else small),
+        samples=3,
+    )
     assert text.count("no player: 1.0 MB of audio, and a clip may have 1.0 MB") == 3
     assert len(Page(text).all("audio")) == 3 * (len(TITLES) - 1)
-    monkeypatch.setattr(report, "PAGE_BYTES", 2000 * len(TITLES))               # two clips each
-    text = report.html(make_results(), make_predictions(), lambda name, row: ("wav", small), samples=3)
-    assert len(Page(text).all("audio")) == 2 * len(TITLES) and text.count("as much sound as it may") == len(TITLES)
+    monkeypatch.setattr(report, "PAGE_BYTES", 2000 * len(TITLES))  # two clips each
+    text = report.html(
+        make_results(), make_predictions(), lambda name, row: ("wav", small), samples=3
+    )
+    assert len(Page(text).all("audio")) == 2 * len(TITLES) and text.count(
+        "as much sound as it may"
+    ) == len(TITLES)
 
 
 def test_the_plot_wraps(tmp_path):
@@ -204,16 +322,27 @@ def test_the_plot_wraps(tmp_path):
         for scored in results["columns"].values():
             scored[f"b{i}"] = {"ACC": {"value": 0.5, "ci95": [0.4, 0.7]}}
     figure = report.draw(results)
-    assert len([a for a in figure.axes if a.axison]) == 20 and figure.get_figwidth() < 15 and figure.get_figheight() > 8
+    assert (
+        len([a for a in figure.axes if a.axison]) == 20
+        and figure.get_figwidth() < 15
+        and figure.get_figheight() > 8
+    )
     report.plot(results, tmp_path / "results.png")
-    assert (tmp_path / "results.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (tmp_path / "results.png").stat().st_size < 1 << 20
+    assert (tmp_path / "results.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and (
+        tmp_path / "results.png"
+    ).stat().st_size < 1 << 20
 
 
 def test_compare_joins_by_clip_and_question():
     rows = make_predictions(8)["santa", "esc50"]
     rows += [copy.deepcopy(rows[0]) | {"prediction": "asked again"}]
-    pairs = report.compare(rows, [{**r, "prediction": r["prediction"] + "!"} for r in rows[1:8][::-1] + [rows[0], rows[8]]])
-    assert [b["prediction"] for _, b in pairs] == [a["prediction"] + "!" for a, _ in pairs] and [a for a, _ in pairs] == rows
+    pairs = report.compare(
+        rows,
+        [{**r, "prediction": r["prediction"] + "!"} for r in rows[1:8][::-1] + [rows[0], rows[8]]],
+    )
+    assert [b["prediction"] for _, b in pairs] == [a["prediction"] + "!" for a, _ in pairs] and [
+        a for a, _ in pairs
+    ] == rows
     with pytest.raises(ValueError, match=r"second lacks 1 of 9, such as 'esc50/3' \(what is 1\?\)"):
         report.compare(rows, rows[:7] + rows[8:])
     with pytest.raises(ValueError, match="the second lacks 1 of 8.*; the first lacks 1 of 8"):
@@ -221,6 +350,7 @@ def test_compare_joins_by_clip_and_question():
 
 
 # --- paper.py against the paper ---
+
 
 @pytest.fixture(scope="module")
 def text(shared):
@@ -241,27 +371,42 @@ def cells(line):
     return out
 
 
-@pytest.mark.parametrize("table, start, end", [("1", "Table 1.", "Table 2."), ("2", "Table 2.", "Table 3.")])
+@pytest.mark.parametrize(
+    "table, start, end", [("1", "Table 1.", "Table 2."), ("2", "Table 2.", "Table 3.")]
+)
 def test_tables_1_and_2_are_transcribed_whole(text, table, start, end):
-    part = text[text.index(start):text.index(end + " Comparision" if end == "Table 2." else end)]
-    columns = [e for metrics in paper.TABLES.values() for e in metrics.values() if e["table"] == table]
+    part = text[text.index(start) : text.index(end + " Comparision" if end == "Table 2." else end)]
+    columns = [
+        e for metrics in paper.TABLES.values() for e in metrics.values() if e["table"] == table
+    ]
     checked = set()
     for line in part.splitlines():
-        model = next((m for m in sorted({m for e in columns for m in e["rows"]}, key=len, reverse=True)
-                      if re.match(rf"(\w*\s*(\(\w+\))?\t)?\s*{m}( \(|\t)", line)), None)
+        model = next(
+            (
+                m
+                for m in sorted({m for e in columns for m in e["rows"]}, key=len, reverse=True)
+                if re.match(rf"(\w*\s*(\(\w+\))?\t)?\s*{m}( \(|\t)", line)
+            ),
+            None,
+        )
         if model and "MATS-GPT2 (Ours) MATS-LLaMA" not in line:
-            want = [(e["rows"][model], e["marks"].get(model, "")) if model in e["rows"] else None for e in columns]
+            want = [
+                (e["rows"][model], e["marks"].get(model, "")) if model in e["rows"] else None
+                for e in columns
+            ]
             assert cells(line) == want, line
             checked.add(model)
     assert len(checked) == {"1": 10, "2": 13}[table], checked
-    if table == "1":                                                            # GPT2 and LLaMA share a line, in this order
+    if table == "1":  # GPT2 and LLaMA share a line, in this order
         line = next(line for line in part.splitlines() if "MATS-GPT2 (Ours) MATS-LLaMA" in line)
         want = [(e["rows"]["MATS-GPT2"], e["rows"]["MATS-LLaMA"]) for e in columns]
-        assert [tuple(map(float, re.findall(r"\d\.\d+", cell))) for cell in line.split("\t")[1:]] == want
+        assert [
+            tuple(map(float, re.findall(r"\d\.\d+", cell))) for cell in line.split("\t")[1:]
+        ] == want
 
 
 def test_table_3_is_transcribed_column_by_column(text):
-    part = text[text.index("(a) AIR-Bench"):text.index("validating the effectiveness")]
+    part = text[text.index("(a) AIR-Bench") : text.index("validating the effectiveness")]
     numbers = re.findall(r"(?<![\d.])\d+\.\d+", part)
     for name in ("airbench_sound", "airbench_music", "mmau_mini", "mmau"):
         for entry in paper.TABLES[name].values():
@@ -270,25 +415,40 @@ def test_table_3_is_transcribed_column_by_column(text):
             assert len(entry["rows"]) == (12 if name.startswith("air") else 13)
     assert paper.TABLES["airbench_sound"]["GPT4"]["rows"]["Qwen-Audio"] == 6.95
     assert paper.TABLES["airbench_music"]["GPT4"]["rows"]["MATS-LLaMA"] == 5.76
-    line = "51.7\t57.4\t43.7\t41.5\t42.2\t43.8"                                # MATS-Audio's is the one row that came whole
-    metrics = [(b, m) for m in ("MC-ACC (sound)", "MC-ACC (music)", "MC-ACC") for b in ("mmau_mini", "mmau")]
-    assert line in part and [paper.TABLES[b][m]["rows"]["MATS-Audio"] for b, m in metrics] == [float(x) for x in line.split()]
+    line = "51.7\t57.4\t43.7\t41.5\t42.2\t43.8"  # MATS-Audio's is the one row that came whole
+    metrics = [
+        (b, m)
+        for m in ("MC-ACC (sound)", "MC-ACC (music)", "MC-ACC")
+        for b in ("mmau_mini", "mmau")
+    ]
+    assert line in part and [paper.TABLES[b][m]["rows"]["MATS-Audio"] for b, m in metrics] == [
+        float(x) for x in line.split()
+    ]
 
 
 def test_spider_is_the_mean_of_cider_and_spice_everywhere():
-    triples = [(e["CIDEr-D"], e["SPICE"], e["SPIDEr"]) for rows in paper.ABLATIONS.values() for e in rows.values() if len(e) == 3]
+    triples = [
+        (e["CIDEr-D"], e["SPICE"], e["SPIDEr"])
+        for rows in paper.ABLATIONS.values()
+        for e in rows.values()
+        if len(e) == 3
+    ]
     for name in ("audiocaps", "clotho"):
         t = {m: paper.TABLES[name][m]["rows"] for m in ("CIDEr-D", "SPICE", "SPIDEr")}
-        triples += [tuple(t[m][model] for m in t) for model in t["SPIDEr"] if model in t["SPICE"] and model in t["CIDEr-D"]]
+        triples += [
+            tuple(t[m][model] for m in t)
+            for model in t["SPIDEr"]
+            if model in t["SPICE"] and model in t["CIDEr-D"]
+        ]
     assert len(triples) > 25 and all(abs((c + s) / 2 - spider) < 0.0011 for c, s, spider in triples)
 
 
 def test_the_ablations_are_transcribed(text):
     for key, start in (("table4", "Table 4. Abl"), ("K", "K\tCIDEr"), ("layers", "Table S15. Abl")):
-        part = text[text.index(start):][:600]
+        part = text[text.index(start) :][:600]
         for label, scores in paper.ABLATIONS[key].items():
             found = re.search(rf"^(- )?{label}\t.*$", part, re.MULTILINE)
-            if label == "Memory-based":                                         # Table 4's first two rows share a line
+            if label == "Memory-based":  # Table 4's first two rows share a line
                 assert "0.234 0.698\t0.094\t0.164" in part
             elif label == "Noise-based":
                 assert "\t0.170\t0.434" in found[0]
@@ -296,13 +456,24 @@ def test_the_ablations_are_transcribed(text):
                 assert found[0].split("\t")[1:] == [f"{v:.3f}" for v in scores.values()], label
     row = lambda values: "\t".join(f"{v['CIDEr-D']:.3f}" for v in values.values())
     assert f"Er\t{row(paper.ABLATIONS['tau'])}\t-\tCIDEr\t{row(paper.ABLATIONS['L'])}\t0.7" in text
-    assert "\t".join(map(str, paper.ABLATIONS["M"])) in text and f"CIDEr(%)\t{row(paper.ABLATIONS['M'])}" in text
+    assert (
+        "\t".join(map(str, paper.ABLATIONS["M"])) in text
+        and f"CIDEr(%)\t{row(paper.ABLATIONS['M'])}" in text
+    )
     assert set(paper.ABLATED_IN) == set(paper.CHOSEN) == set(paper.ABLATIONS)
-    for key, rows in paper.ABLATIONS.items():                                   # the chosen setting is the best, and always the same model
+    for (
+        key,
+        rows,
+    ) in paper.ABLATIONS.items():  # the chosen setting is the best, and always the same model
         if rows:
-            assert rows[paper.CHOSEN[key]]["CIDEr-D"] == max(r["CIDEr-D"] for r in rows.values()) == 0.735
+            assert (
+                rows[paper.CHOSEN[key]]["CIDEr-D"]
+                == max(r["CIDEr-D"] for r in rows.values())
+                == 0.735
+            )
 
 
 def test_the_benchmarks_are_the_projects():
     from shards.benchmarks import BENCHMARKS
+
     assert set(paper.TABLES) <= set(BENCHMARKS) and len(paper.TABLES) == 16

@@ -39,7 +39,9 @@ def units(n, d, seed=0):
 
 def blobs(n, d, k, spread=0.3, seed=0):
     g = gen(seed)
-    return torch.randn(k, d, generator=g)[torch.randint(k, (n,), generator=g)] + spread * torch.randn(n, d, generator=g)
+    return torch.randn(k, d, generator=g)[
+        torch.randint(k, (n,), generator=g)
+    ] + spread * torch.randn(n, d, generator=g)
 
 
 def inertia(x, centers, labels):
@@ -62,13 +64,17 @@ def captions():
         pytest.skip(f"real text vectors need AudioCaps' captions: no {CAPTIONS}")
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+
     with open(CAPTIONS, newline="") as f:
         texts = [row["caption"] for row in csv.DictReader(f)]
-    vectors = TruncatedSVD(48, random_state=0).fit_transform(TfidfVectorizer(min_df=2).fit_transform(texts))
+    vectors = TruncatedSVD(48, random_state=0).fit_transform(
+        TfidfVectorizer(min_df=2).fit_transform(texts)
+    )
     return torch.from_numpy(vectors).float()
 
 
 # --- noise ---
+
 
 def test_add_noise_is_on_the_sphere_with_the_asked_variance():
     z = units(300, 1024)
@@ -78,13 +84,18 @@ def test_add_noise_is_on_the_sphere_with_the_asked_variance():
     assert abs((noisy * z).sum(1).mean().item() - 1 / math.sqrt(1 + 1024 * 0.015)) < 0.005
     by_hand = F.normalize(z + math.sqrt(0.015) * torch.randn(300, 1024, generator=gen(9)), dim=1)
     assert torch.allclose(noisy, by_hand, atol=1e-6)
-    assert torch.allclose(add_noise(32 * z, 0.015, gen(9)), noisy, atol=1e-6)            # normalised before, too
+    assert torch.allclose(
+        add_noise(32 * z, 0.015, gen(9)), noisy, atol=1e-6
+    )  # normalised before, too
 
 
 def test_add_noise_zero_negative_dtype_and_shape():
     z = 5 * torch.randn(2, 3, 8, generator=gen())
     assert torch.equal(add_noise(z, 0), F.normalize(z, dim=-1))
-    assert add_noise(z.half(), 0.01).dtype == torch.float32 and add_noise(z.double(), 0.01).dtype == torch.float64
+    assert (
+        add_noise(z.half(), 0.01).dtype == torch.float32
+        and add_noise(z.double(), 0.01).dtype == torch.float64
+    )
     assert add_noise(z, 0.01).shape == z.shape
     for bad in (-0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match="variance"):
@@ -94,7 +105,9 @@ def test_add_noise_zero_negative_dtype_and_shape():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_cpu_generator_means_the_same_on_cuda():
     z = blobs(2000, 32, 20)
-    assert torch.allclose(add_noise(z.cuda(), 0.01, gen()).cpu(), add_noise(z, 0.01, gen()), atol=1e-6)
+    assert torch.allclose(
+        add_noise(z.cuda(), 0.01, gen()).cpu(), add_noise(z, 0.01, gen()), atol=1e-6
+    )
     here, there = (Santa.build(x, k=20, generator=gen()) for x in (z, z.cuda()))
     assert (here.labels == there.labels.cpu()).float().mean() > 0.999
     q = units(64, 32, 1)
@@ -102,6 +115,7 @@ def test_a_cpu_generator_means_the_same_on_cuda():
 
 
 # --- k-means ---
+
 
 @pytest.mark.parametrize("n, d, k", [(3000, 16, 40), (2000, 64, 7), (500, 5, 100)])
 def test_lloyd_steps_are_exact(n, d, k):
@@ -118,13 +132,20 @@ def test_inertia_matches_sklearn_on_blobs():
     x = blobs(4000, 32, 60, spread=0.6)
     for init, theirs in (("++", "k-means++"), ("random", "random")):
         ours = np.mean([inertia(x, *kmeans(x, 60, 100, gen(s), init)) for s in range(5)])
-        oracle = np.mean([sk(x, 60, init=theirs, max_iter=100, random_state=s).inertia_ for s in range(5)])
+        oracle = np.mean(
+            [sk(x, 60, init=theirs, max_iter=100, random_state=s).inertia_ for s in range(5)]
+        )
         assert ours < oracle * (1.02 if init == "++" else 1.1), (init, ours / oracle)
 
 
 def test_inertia_matches_sklearn_on_captions(captions):
     ours = np.mean([inertia(captions, *kmeans(captions, 100, 50, gen(s))) for s in range(3)])
-    oracle = np.mean([sk(captions, 100, init="k-means++", max_iter=50, random_state=s).inertia_ for s in range(3)])
+    oracle = np.mean(
+        [
+            sk(captions, 100, init="k-means++", max_iter=50, random_state=s).inertia_
+            for s in range(3)
+        ]
+    )
     assert abs(ours / oracle - 1) < 0.02
 
 
@@ -133,7 +154,12 @@ def test_plusplus_alone_is_as_good_as_sklearns(captions):
     for x, k in ((captions, 200), (blobs(3000, 8, 150, spread=0.2), 150)):
         potential = lambda c: torch.cdist(x, c).square().amin(1).sum().item()
         ours = np.mean([potential(kmeans(x, k, 0, gen(s))[0]) for s in range(4)])
-        oracle = np.mean([potential(torch.from_numpy(kmeans_plusplus(x.numpy(), k, random_state=s)[0])) for s in range(4)])
+        oracle = np.mean(
+            [
+                potential(torch.from_numpy(kmeans_plusplus(x.numpy(), k, random_state=s)[0]))
+                for s in range(4)
+            ]
+        )
         uniform = np.mean([potential(kmeans(x, k, 0, gen(s), "random")[0]) for s in range(4)])
         assert ours < 1.02 * oracle < 0.99 * uniform, (ours, oracle, uniform)
 
@@ -153,7 +179,9 @@ def test_plusplus_draws_by_squared_distance():
     for _ in range(n):
         i, j = (module._plusplus(x, 2, g) - x.T).abs().argmin(1)
         counts[i, j] += 1
-    assert (counts / n - chance).abs().max() < 4 * 0.5 / math.sqrt(n)                   # four standard deviations at most
+    assert (counts / n - chance).abs().max() < 4 * 0.5 / math.sqrt(
+        n
+    )  # four standard deviations at most
 
 
 def test_stale_candidates_are_redrawn():
@@ -194,12 +222,14 @@ def test_determinism(init):
     kmeans(x, 20, 3, gen(1), init)
     after = torch.rand(1)
     torch.manual_seed(0)
-    assert torch.equal(after, torch.rand(1))                                            # the global generator is left alone
+    assert torch.equal(after, torch.rand(1))  # the global generator is left alone
 
 
 @pytest.mark.parametrize("empties", [1, 3])
 def test_empty_clusters_start_again_from_the_farthest_rows(empties):
-    x = torch.cat([blobs(200, 3, 2, spread=0.1), torch.tensor([[9.0, 9, 9], [-9, 9, 9], [9, -9, 9.0]])])
+    x = torch.cat(
+        [blobs(200, 3, 2, spread=0.1), torch.tensor([[9.0, 9, 9], [-9, 9, 9], [9, -9, 9.0]])]
+    )
     far_away = 1000 + torch.arange(empties)[:, None] + torch.zeros(empties, 3)
     init = torch.cat([x[:1], far_away])
     centers, labels = kmeans(x, 1 + empties, 1, init=init)
@@ -207,12 +237,17 @@ def test_empty_clusters_start_again_from_the_farthest_rows(empties):
     moved = distance.topk(empties).indices
     kept = torch.ones(len(x), dtype=torch.bool)
     kept[moved] = False
-    assert torch.allclose(centers[1:], x[moved], atol=1e-4) and torch.allclose(centers[0], x[kept].mean(0), atol=1e-4)
+    assert torch.allclose(centers[1:], x[moved], atol=1e-4) and torch.allclose(
+        centers[0], x[kept].mean(0), atol=1e-4
+    )
     centers, labels = kmeans(x, 1 + empties, 50, init=init)
     assert (labels.bincount(minlength=1 + empties) > 0).all()
-    if empties == 1:                                                                    # several: sklearn pairs them otherwise
+    if empties == 1:  # several: sklearn pairs them otherwise
         oracle = sk(x, 2, init=init.numpy(), max_iter=50)
-        assert np.abs(centers.numpy() - oracle.cluster_centers_).max() < 1e-4 and (labels.numpy() == oracle.labels_).all()
+        assert (
+            np.abs(centers.numpy() - oracle.cluster_centers_).max() < 1e-4
+            and (labels.numpy() == oracle.labels_).all()
+        )
 
 
 def test_fewer_different_rows_than_clusters():
@@ -232,7 +267,9 @@ def test_chunks_change_nothing(monkeypatch):
     for scratch in (1, 7 * 20, 3333):
         monkeypatch.setitem(module.SCRATCH, "cpu", scratch)
         parts = kmeans(x, 20, 10, gen())
-        assert torch.equal(parts[1], whole[1]) and torch.allclose(parts[0], whole[0], atol=1e-5), scratch
+        assert torch.equal(parts[1], whole[1]) and torch.allclose(parts[0], whole[0], atol=1e-5), (
+            scratch
+        )
         for name, out in wide.items():
             assert torch.allclose(maps[name](z), out, atol=1e-6), (scratch, name)
         assert gap(x, x.flip(0)) == pytest.approx(gaps)
@@ -259,14 +296,23 @@ def test_k_is_one_or_n():
         assert kmeans(x, 50, 0, gen(), init)[1].bincount().tolist() == [1] * 50
 
 
-@pytest.mark.parametrize("args, message", [
-    ((torch.zeros(5, 2), 6), "k must be"), ((torch.zeros(5, 2), 0), "k must be"), ((torch.zeros(5), 1), "x must be"),
-    ((torch.zeros(0, 2), 1), "x must be"), ((torch.zeros(5, 2).long(), 1), "x must be"),
-    ((torch.tensor([[0.0], [1], [math.nan], [math.inf]]), 1), "x: row 2 is not finite .and 1 more"),
-    ((torch.zeros(5, 2), 2, 1, None, torch.zeros(3, 2)), "init must hold 2 centers of 2"),
-    ((torch.zeros(5, 2), 2, 1, None, torch.full((2, 2), math.nan)), "init: row 0"),
-    ((torch.zeros(5, 2), 2, 1, None, "k-means||"), "init must be"),
-])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((torch.zeros(5, 2), 6), "k must be"),
+        ((torch.zeros(5, 2), 0), "k must be"),
+        ((torch.zeros(5), 1), "x must be"),
+        ((torch.zeros(0, 2), 1), "x must be"),
+        ((torch.zeros(5, 2).long(), 1), "x must be"),
+        (
+            (torch.tensor([[0.0], [1], [math.nan], [math.inf]]), 1),
+            "x: row 2 is not finite .and 1 more",
+        ),
+        ((torch.zeros(5, 2), 2, 1, None, torch.zeros(3, 2)), "init must hold 2 centers of 2"),
+        ((torch.zeros(5, 2), 2, 1, None, torch.full((2, 2), math.nan)), "init: row 0"),
+        ((torch.zeros(5, 2), 2, 1, None, "k-means||"), "init must be"),
+    ],
+)
 def test_kmeans_errors(args, message):
     with pytest.raises(ValueError, match=message):
         kmeans(*args)
@@ -274,9 +320,15 @@ def test_kmeans_errors(args, message):
 
 # --- Santa ---
 
+
 def eq67(z, memory, centers, labels, L, tau, lam):
     """Equations 6 and 7, a row at a time, in float64."""
-    memory, centers, labels, out = memory.double().numpy(), centers.double().numpy(), labels.numpy(), []
+    memory, centers, labels, out = (
+        memory.double().numpy(),
+        centers.double().numpy(),
+        labels.numpy(),
+        [],
+    )
     for a in z.double().numpy():
         a = a / np.linalg.norm(a)
         order = [k for k in np.argsort(((a - centers) ** 2).sum(1)) if (labels == k).any()]
@@ -296,7 +348,9 @@ def built():
     return Santa.build(blobs(900, 24, 12), m=600, k=12, generator=gen())
 
 
-@pytest.mark.parametrize("hyper", [{}, {"L": 1}, {"L": 7, "tau": 0.02}, {"L": 10000, "tau": 1.0}, {"lam": 0.9}])
+@pytest.mark.parametrize(
+    "hyper", [{}, {"L": 1}, {"L": 7, "tau": 0.02}, {"L": 10000, "tau": 1.0}, {"lam": 0.9}]
+)
 def test_santa_is_equations_6_and_7(built, hyper):
     z = units(200, 24, 5)
     m = built.but(**hyper)
@@ -307,12 +361,14 @@ def test_closest_means_euclidean_for_rows_of_any_length():
     memory = units(300, 8) * (0.2 + 3 * torch.rand(300, 1, generator=gen(1)))
     centers, labels = kmeans(memory, 5, generator=gen())
     z = units(100, 8, 2)
-    assert near(Santa(memory, centers, labels, L=6)(z), eq67(z, memory, centers, labels, 6, 0.1, 0.3))
+    assert near(
+        Santa(memory, centers, labels, L=6)(z), eq67(z, memory, centers, labels, 6, 0.1, 0.3)
+    )
 
 
 def test_small_and_empty_clusters():
     memory, z = units(40, 8), units(200, 8, 2)
-    labels = torch.tensor([0] * 30 + [1] * 3 + [2] + [4] * 6)                           # cluster 3 is empty
+    labels = torch.tensor([0] * 30 + [1] * 3 + [2] + [4] * 6)  # cluster 3 is empty
     centers = units(5, 8, 3)
     m = Santa(memory, centers, labels, L=5)
     assert set(closest(z, centers).tolist()) == {0, 1, 2, 3, 4}
@@ -348,10 +404,10 @@ def test_lam_zero_and_one(built):
     assert near(built.but(lam=0.0)(z), z)
     m = built.but(lam=1.0)
     text, (rows, valid, cluster) = m(z), m.retrieve(z)
-    for i in range(64):                                     # a convex combination of the cluster's rows: recover the weights
+    for i in range(64):  # a convex combination of the cluster's rows: recover the weights
         chosen = m.memory[rows[i, valid[i]]].double()
         w = torch.linalg.lstsq(chosen.T, text[i].double(), driver="gelsd").solution
-        if len(chosen) <= 24:                               # else the weights are not unique
+        if len(chosen) <= 24:  # else the weights are not unique
             assert w.min() > 0 and abs(w.sum() - 1) < 1e-4
         assert (m.labels[rows[i, valid[i]]] == cluster[i]).all()
     assert (text.norm(dim=1) <= 1 + 1e-6).all()
@@ -372,10 +428,14 @@ def test_nothing_is_learned(built):
 def test_build(built):
     x = blobs(900, 24, 12)
     assert built.memory.shape == built.clean.shape == (600, 24) and built.centers.shape == (12, 24)
-    assert (torch.cdist(built.clean, F.normalize(x, dim=1)).amin(1) < 1e-3).all()       # rows of x, each once
+    assert (
+        torch.cdist(built.clean, F.normalize(x, dim=1)).amin(1) < 1e-3
+    ).all()  # rows of x, each once
     assert len(torch.cdist(built.clean, F.normalize(x, dim=1)).argmin(1).unique()) == 600
     cos = (built.memory * built.clean).sum(1)
-    assert abs(cos.mean() - 1 / math.sqrt(1 + 24 * 0.015)) < 0.01 and torch.equal(built.labels, closest(built.memory, built.centers))
+    assert abs(cos.mean() - 1 / math.sqrt(1 + 24 * 0.015)) < 0.01 and torch.equal(
+        built.labels, closest(built.memory, built.centers)
+    )
     again = Santa.build(x, m=600, k=12, generator=gen())
     assert all(torch.equal(a, b) for a, b in zip(built.buffers(), again.buffers()))
     assert len(Santa.build(x, m=5000, k=12).memory) == 900
@@ -386,8 +446,11 @@ def test_build(built):
 
 def test_save_and_load(built, tmp_path):
     z = units(10, 24, 1)
-    for m in (built.but(L=5, tau=0.3, lam=0.2, variance=0.02), Santa(built.memory, built.centers, built.labels),
-              Santa(z, z, torch.arange(10), clean=z)):
+    for m in (
+        built.but(L=5, tau=0.3, lam=0.2, variance=0.02),
+        Santa(built.memory, built.centers, built.labels),
+        Santa(z, z, torch.arange(10), clean=z),
+    ):
         m.save(tmp_path / "santa.safetensors")
         back = Santa.load(tmp_path / "santa.safetensors")
         assert back.state_dict().keys() == m.state_dict().keys()
@@ -395,18 +458,29 @@ def test_save_and_load(built, tmp_path):
         assert (back.L, back.tau, back.lam, back.variance) == (m.L, m.tau, m.lam, m.variance)
         assert torch.equal(back(z), m(z))
     from safetensors.torch import save_file
+
     save_file({"memory": z}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a Santa memory"):
         Santa.load(tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"memory": torch.full((600, 24), math.nan)}, "memory: row 0"), ({"memory": torch.zeros(0, 24)}, "memory must be"),
-    ({"centers": torch.zeros(12, 8)}, "centers .12, 8. does not fit"), ({"clean": torch.zeros(3, 24)}, "clean .3, 24. does"),
-    ({"labels": torch.zeros(5, dtype=torch.long)}, "labels"), ({"labels": torch.full((600,), 12)}, "labels"),
-    ({"labels": torch.full((600,), -1)}, "labels"), ({"L": 0}, "L >= 1"), ({"L": 1.5}, "L >= 1"), ({"tau": 0}, "tau > 0"),
-    ({"lam": 1.2}, "lam <= 1"), ({"lam": math.nan}, "lam <= 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"memory": torch.full((600, 24), math.nan)}, "memory: row 0"),
+        ({"memory": torch.zeros(0, 24)}, "memory must be"),
+        ({"centers": torch.zeros(12, 8)}, "centers .12, 8. does not fit"),
+        ({"clean": torch.zeros(3, 24)}, "clean .3, 24. does"),
+        ({"labels": torch.zeros(5, dtype=torch.long)}, "labels"),
+        ({"labels": torch.full((600,), 12)}, "labels"),
+        ({"labels": torch.full((600,), -1)}, "labels"),
+        ({"L": 0}, "L >= 1"),
+        ({"L": 1.5}, "L >= 1"),
+        ({"tau": 0}, "tau > 0"),
+        ({"lam": 1.2}, "lam <= 1"),
+        ({"lam": math.nan}, "lam <= 1"),
+    ],
+)
 def test_santa_errors(built, change, message):
     with pytest.raises(ValueError, match=message):
         built.but(**change)
@@ -420,6 +494,7 @@ def test_wrong_queries(built):
 
 
 # --- the other bridges ---
+
 
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
@@ -435,7 +510,8 @@ def test_every_bridge_against_its_formula(built):
     one = (built.memory[:1], torch.zeros_like(built.labels))
     clean = kmeans(built.clean, 12, generator=gen(3))
     expected = {
-        "none": a, "santa-mb": a,
+        "none": a,
+        "santa-mb": a,
         "nearest": S[((a[:, None] - S) ** 2).sum(-1).argmin(1)],
         "memory": softmax(a @ S.T / 0.1) @ S,
         "projection": projection / np.linalg.norm(projection, axis=1, keepdims=True),
@@ -455,7 +531,11 @@ def test_every_bridge_against_its_formula(built):
 def slow_official(z, clean, centers, labels, L, tau, lam):
     out = []
     for a in z.double():
-        order = [k for k in (a - centers.double()).square().sum(1).argsort().tolist() if (labels == k).any()]
+        order = [
+            k
+            for k in (a - centers.double()).square().sum(1).argsort().tolist()
+            if (labels == k).any()
+        ]
         cluster = clean[labels == order[0]].double()
         m = list(cluster[(a - cluster).square().sum(1).argsort()[:L]])
         m = torch.stack(m + [cluster[0]] * (L - len(m)))
@@ -471,7 +551,11 @@ def test_official_without_its_noise(built, L, length):
     m = built.but(L=L, variance=0.0)
     centers, labels = kmeans(built.clean, 12, 10, gen(3), "random")
     assert L == 4 or (labels.bincount() < L).any()
-    assert near(bridge("official", m, generator=gen(3))(z), slow_official(z, built.clean, centers, labels, L, 0.1, 0.3), 1e-5)
+    assert near(
+        bridge("official", m, generator=gen(3))(z),
+        slow_official(z, built.clean, centers, labels, L, 0.1, 0.3),
+        1e-5,
+    )
 
 
 def test_officials_noise_is_fresh_and_on_each_copy(built, monkeypatch):
@@ -485,7 +569,7 @@ def test_officials_noise_is_fresh_and_on_each_copy(built, monkeypatch):
     assert torch.equal(rows[0, -1], rows[0, -2]) and not torch.equal(noisy[0, -1], noisy[0, -2])
     again = bridge("official", built.but(L=200), generator=gen(3))
     assert torch.equal(again(z), first) and torch.equal(again(z), second)
-    long = F.normalize(f(32 * z), dim=1)                   # why the released Santa does next to nothing
+    long = F.normalize(f(32 * z), dim=1)  # why the released Santa does next to nothing
     assert ((long * z).sum(1) > 0.9995).all()
 
 
@@ -519,6 +603,7 @@ def test_bridge_errors(built):
 
 # --- measures ---
 
+
 def test_noise_variance_by_hand():
     text = torch.tensor([[1.0, 0], [0, 2.0], [3, 4]])
     audio = torch.tensor([[5.0, 0], [1.0, 0], [0.8, 0.6]])
@@ -527,8 +612,10 @@ def test_noise_variance_by_hand():
     text, audio = units(500, 64), units(500, 64, 1)
     each = (text - audio).abs().amax(1)
     pick = torch.randperm(500, generator=gen(2))[:30]
-    assert noise_variance(text, audio, generator=gen(2)) == pytest.approx(each[pick].mean().item() ** 2)
-    assert noise_variance(text, audio, n=10 ** 6) == pytest.approx(each.mean().item() ** 2)
+    assert noise_variance(text, audio, generator=gen(2)) == pytest.approx(
+        each[pick].mean().item() ** 2
+    )
+    assert noise_variance(text, audio, n=10**6) == pytest.approx(each.mean().item() ** 2)
 
 
 def test_noise_variance_recovers_the_papers():
@@ -540,7 +627,9 @@ def test_noise_variance_recovers_the_papers():
 
 
 def test_gap_of_identical_modalities():
-    x = units(301, 128)             # were the twins of a pair in different folds, one would give the other away: error 1
+    x = units(
+        301, 128
+    )  # were the twins of a pair in different folds, one would give the other away: error 1
     g = gap(x, 3 * x)
     assert g["centroid_distance"] < 1e-6 and g["paired_cosine"] == pytest.approx(1)
     assert g["a_distance"] < 0.05 and abs(g["classifier_error"] - 0.5) < 0.02
@@ -552,9 +641,12 @@ def test_gap_of_shifted_modalities():
     text, audio = F.normalize(x + offset, dim=1), F.normalize(x - offset, dim=1)
     g = gap(text, audio)
     assert g["a_distance"] > 1.95 and g["classifier_error"] < 0.0125
-    assert g["centroid_distance"] == pytest.approx((text.mean(0) - audio.mean(0)).norm().item()) and g["centroid_distance"] > 1
+    assert (
+        g["centroid_distance"] == pytest.approx((text.mean(0) - audio.mean(0)).norm().item())
+        and g["centroid_distance"] > 1
+    )
     assert g["paired_cosine"] == pytest.approx((text * audio).sum(1).mean().item(), abs=1e-6)
-    closed = gap(text, audio - audio.mean(0) + text.mean(0))        # what `shift` is for
+    closed = gap(text, audio - audio.mean(0) + text.mean(0))  # what `shift` is for
     assert closed["a_distance"] < 0.6 and closed["centroid_distance"] < 0.2
 
 
@@ -569,7 +661,9 @@ def test_gap_between_the_two_and_pairs_stay_in_their_fold():
 
 
 def test_a_distance_is_never_negative():
-    g = gap(units(60, 64), units(60, 64, 5))        # nothing to find: what the classifier learns is worse than a coin
+    g = gap(
+        units(60, 64), units(60, 64, 5)
+    )  # nothing to find: what the classifier learns is worse than a coin
     assert g["classifier_error"] > 0.5 and g["a_distance"] == 0
 
 
@@ -583,7 +677,9 @@ def test_recall_against_numpy_and_by_hand():
             assert 0 < g[f"{name}_R@{k}"] < 1 and g[f"{name}_R@{k}"] == pytest.approx(np.mean(hit))
     one, other = torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.0, 1], [0, 1]])
     # text -> audio: both audio rows are alike, so each text is right half of the time
-    assert module._recall(one, other, (1, 2)) == pytest.approx([0.5, 1]) and module._recall(other, one, (1,)) == [0.5]
+    assert module._recall(one, other, (1, 2)) == pytest.approx([0.5, 1]) and module._recall(
+        other, one, (1,)
+    ) == [0.5]
     assert module._recall(one, one.flip(0), (1, 2)) == [0, 1]
 
 
@@ -599,5 +695,16 @@ def test_measures_refuse_what_does_not_match():
 
 
 def test_public_functions_say_what_they_do():
-    for f in (add_noise, kmeans, Santa, Santa.build, Santa.forward, Santa.save, Santa.load, bridge, noise_variance, gap):
+    for f in (
+        add_noise,
+        kmeans,
+        Santa,
+        Santa.build,
+        Santa.forward,
+        Santa.save,
+        Santa.load,
+        bridge,
+        noise_variance,
+        gap,
+    ):
         assert len(inspect.getdoc(f)) > 40, f

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clap import CLAP
-from data import DataError, read_source, Source
+from data import DataError, Source, read_source
 from shards.tiny import sounds, world as tiny
 
 
@@ -12,8 +12,14 @@ from shards.tiny import sounds, world as tiny
 def world(tmp_path_factory):
     """The tiny world, smaller still: everything is made, nothing is learned well."""
     patch = pytest.MonkeyPatch()
-    for name, value in dict(CLAP_CLIPS=96, CLAP_EPOCHS=1, LLM_LINES=200, LLM_EPOCHS=1, SCENES={"train": 60, "val": 10},
-                            TEST={name: 4 for name in tiny.TEST}).items():
+    for name, value in dict(
+        CLAP_CLIPS=96,
+        CLAP_EPOCHS=1,
+        LLM_LINES=200,
+        LLM_EPOCHS=1,
+        SCENES={"train": 60, "val": 10},
+        TEST={name: 4 for name in tiny.TEST},
+    ).items():
         patch.setattr(tiny, name, value)
     root = tmp_path_factory.mktemp("tiny") / "world"
     tiny.build(root)
@@ -27,7 +33,14 @@ def samples(world, part):
 
 
 def texts(parts):
-    return {t.lower() for s in parts for t in [s["text"], *(s["answer"] if s["task"].endswith("cap") and isinstance(s["answer"], list) else [])]}
+    return {
+        t.lower()
+        for s in parts
+        for t in [
+            s["text"],
+            *(s["answer"] if s["task"].endswith("cap") and isinstance(s["answer"], list) else []),
+        ]
+    }
 
 
 def test_parts_share_no_caption(world):
@@ -40,7 +53,9 @@ def test_parts_share_no_caption(world):
 
 def test_training_is_text_alone_and_every_task_is_there(world):
     train = samples(world, "train")
-    assert {s["task"] for s in train} == {"cls", "cap", "music_cap", "aqa", "open", "mcq"} and len(train) == 300
+    assert {s["task"] for s in train} == {"cls", "cap", "music_cap", "aqa", "open", "mcq"} and len(
+        train
+    ) == 300
     assert all(s["audio"] is None and abs(np.linalg.norm(s["vector"]) - 1) < 1e-2 for s in train)
     clap = CLAP.from_pretrained(world / "clap")
     z = clap.encode_text([s["text"] for s in train])
@@ -55,22 +70,28 @@ def test_test_part_is_audio_with_references(world):
             assert all(len(set(r["answer"])) == 5 and r["text"] not in r["answer"] for r in rows)
     labels = json.loads((world / "test" / "events" / "labels.json").read_text())
     rows = list(read_source(Source(world / "test" / "events")))
-    assert labels == sounds.labels("sound") and all(set(r["answer"].split(", ")) <= set(labels) for r in rows)
+    assert labels == sounds.labels("sound") and all(
+        set(r["answer"].split(", ")) <= set(labels) for r in rows
+    )
     assert all("," in r["answer"] for r in rows)
     heard = {tiny.clap_clip(i)[2].tobytes() for i in range(96)}
-    assert not heard & {tiny.test_sample((name, i))[2].tobytes() for name in tiny.TEST for i in range(4)}
+    assert not heard & {
+        tiny.test_sample((name, i))[2].tobytes() for name in tiny.TEST for i in range(4)
+    }
     assert len(list((world / "listen").glob("*.wav"))) == 12
 
 
 def test_built_once_and_each_stage_alone(world, monkeypatch):
-    stamps = {p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file() and p.name != "recipe.txt"}
+    stamps = {
+        p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file() and p.name != "recipe.txt"
+    }
     tiny.build(world)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
-    (world / "val" / "index.json").unlink()                                     # as if killed in the middle of a stage
+    (world / "val" / "index.json").unlink()  # as if killed in the middle of a stage
     (world / "val").rename(world / "val.part")
     before = [(world / "val.part" / "000000.tar").read_bytes()]
     tiny.build(world)
-    assert [(world / "val" / "000000.tar").read_bytes()] == before              # seeded: the same bytes
+    assert [(world / "val" / "000000.tar").read_bytes()] == before  # seeded: the same bytes
     assert not (world / "val.part").exists()
     assert all(p.stat().st_mtime_ns == t for p, t in stamps.items() if "val" not in p.parts)
 
@@ -85,7 +106,11 @@ def test_a_folder_of_yours_is_left_alone(tmp_path):
 def test_another_recipe_is_another_world(tmp_path, monkeypatch):
     (tmp_path / "recipe.txt").write_text("an older recipe")
     (tmp_path / "clap").mkdir()
-    monkeypatch.setattr(tiny, "train_clap", lambda tokenizer: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr(
+        tiny, "train_clap", lambda tokenizer: (_ for _ in ()).throw(InterruptedError)
+    )
     with pytest.raises(InterruptedError):
         tiny.build(tmp_path)
-    assert not (tmp_path / "clap").exists() and (tmp_path / "recipe.txt").read_text() == tiny.recipe()
+    assert (
+        not (tmp_path / "clap").exists() and (tmp_path / "recipe.txt").read_text() == tiny.recipe()
+    )

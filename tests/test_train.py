@@ -16,19 +16,44 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from conftest import gpt2, llama, make_samples, write_samples
 
 import config
 import train
 from clap import CLAP, CLAPConfig
-from conftest import gpt2, llama, make_samples, write_samples
 from mats import MATS
-from train import TrainConfig, lr_at
 from shards.writer import ShardWriter
+from train import TrainConfig, lr_at
 
 ROOT = Path(__file__).parent.parent
-SMALL = dict(build="", template="{audio}{instruction}", dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, max_answer=16, memory=60,
-             clusters=5, batch_size=16, micro_batch=8, steps=30, lr=3e-3, warmup=5, lanes=4, workers=1, log_every=10,
-             val_every=30, save_every=10, device="cpu", dtype="float32", compile=False, llm_dtype="float32", mixture={})
+SMALL = dict(
+    build="",
+    template="{audio}{instruction}",
+    dim=16,
+    prefix=4,
+    tokens=4,
+    width=32,
+    layers=2,
+    heads=2,
+    max_answer=16,
+    memory=60,
+    clusters=5,
+    batch_size=16,
+    micro_batch=8,
+    steps=30,
+    lr=3e-3,
+    warmup=5,
+    lanes=4,
+    workers=1,
+    log_every=10,
+    val_every=30,
+    save_every=10,
+    device="cpu",
+    dtype="float32",
+    compile=False,
+    llm_dtype="float32",
+    mixture={},
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +62,53 @@ def world(tmp_path_factory, tokenizer):
     root = tmp_path_factory.mktemp("world")
     for part, n in (("train", 120), ("val", 16)):
         for name in ("farm", "zoo"):
-            write_samples(root / part / name, make_samples(n, name, seed=len(part + name)), per_shard=30)
+            write_samples(
+                root / part / name, make_samples(n, name, seed=len(part + name)), per_shard=30
+            )
     for name, make in (("gpt2", gpt2), ("llama", llama)):
         make(len(tokenizer)).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     torch.manual_seed(0)
-    small = CLAPConfig(text=dict(n_embd=32, n_layer=1, n_head=2, n_positions=64), dim=16, sample_rate=8000, seconds=1.0, hop=128,
-                       fmax=4000.0, max_tokens=64, audio=dict(spec_size=64, patch_embeds_hidden_size=16, depths=[1, 1],
-                                                              num_attention_heads=[2, 2], window_size=4))
+    small = CLAPConfig(
+        text=dict(n_embd=32, n_layer=1, n_head=2, n_positions=64),
+        dim=16,
+        sample_rate=8000,
+        seconds=1.0,
+        hop=128,
+        fmax=4000.0,
+        max_tokens=64,
+        audio=dict(
+            spec_size=64,
+            patch_embeds_hidden_size=16,
+            depths=[1, 1],
+            num_attention_heads=[2, 2],
+            window_size=4,
+        ),
+    )
     CLAP(small, tokenizer).freeze().save_pretrained(root / "clap")
     write_samples(root / "live", make_samples(40), vectors=False)
     with ShardWriter(root / "audio") as writer:
         for i, s in enumerate(make_samples(24)):
             buffer = io.BytesIO()
             sf.write(buffer, np.random.default_rng(i).normal(size=12000) * 0.1, 8000, format="FLAC")
-            writer.write({**s, "text": None}, audio=("flac", buffer.getvalue() if i != 5 else b"no sound"))
+            writer.write(
+                {**s, "text": None}, audio=("flac", buffer.getvalue() if i != 5 else b"no sound")
+            )
     return root
 
 
 def arguments(world, out, **changes):
-    fields = SMALL | dict(out=str(out), train=str(world / "train"), val=str(world / "val"), llm=str(world / "gpt2"),
-                          clap=str(world / "clap")) | changes
+    fields = (
+        SMALL
+        | dict(
+            out=str(out),
+            train=str(world / "train"),
+            val=str(world / "val"),
+            llm=str(world / "gpt2"),
+            clap=str(world / "clap"),
+        )
+        | changes
+    )
     return [f"--{k}={v}" for k, v in fields.items()]
 
 
@@ -70,10 +121,20 @@ class Run(subprocess.Popen):
     """train.py as its users start it; what it prints goes to a file, so that a full pipe cannot stop it."""
 
     def __init__(self, argv, processes=0, **env):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes else []
+        launch = (
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+            if processes
+            else []
+        )
         self.log = tempfile.TemporaryFile("w+")
-        super().__init__([sys.executable, *launch, "train.py", *argv], cwd=ROOT, stdout=self.log, stderr=subprocess.STDOUT,
-                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+        super().__init__(
+            [sys.executable, *launch, "train.py", *argv],
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        )
 
     def printed(self):
         self.log.seek(0)
@@ -83,7 +144,7 @@ class Run(subprocess.Popen):
         try:
             code = self.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.terminate()                            # torchrun ends its workers when told to, and not when killed
+            self.terminate()  # torchrun ends its workers when told to, and not when killed
             self.wait(60)
             code = f"no end after {seconds} s"
         assert code == 0, f"{code}\n{self.printed()}"
@@ -108,9 +169,13 @@ def whole(world):
 def test_it_learns_and_says_so(whole, tokenizer):
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30] and losses[-1] < losses[0]
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30] and losses[
+        -1
+    ] < losses[0]
     assert lines[-1]["val_loss"] < losses[0]
-    assert all(line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 for line in lines if "loss" in line)
+    assert all(
+        line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 for line in lines if "loss" in line
+    )
     assert (whole / "loss.png").stat().st_size > 5000
     model = MATS.from_pretrained(whole / "model")
     step, trained = weights(whole)
@@ -124,7 +189,7 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
     out = world / "killed"
     argv = arguments(world, out)
     process = Run(argv)
-    process.until((out / "state.pt").exists)            # saved at step 10, 20, 30
+    process.until((out / "state.pt").exists)  # saved at step 10, 20, 30
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed_at = weights(out)[0]
@@ -132,8 +197,13 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
     Run(argv).finish()
     (_, a), (_, b) = weights(whole), weights(out)
     assert all(torch.equal(a[n], b[n]) for n in a)
-    mine, theirs = ([(l["step"], l.get("loss"), l.get("val_loss")) for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())]
-                    for o in (out, whole))
+    mine, theirs = (
+        [
+            (l["step"], l.get("loss"), l.get("val_loss"))
+            for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())
+        ]
+        for o in (out, whole)
+    )
     assert mine == theirs
 
 
@@ -143,14 +213,24 @@ def test_two_processes_are_one(world, whole):
     (_, a), (_, b) = weights(whole), weights(out)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
-    losses = [[l["loss"] for l in map(json.loads, (o / "log.jsonl").read_text().splitlines()) if "loss" in l] for o in (whole, out)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)                          # of both, not of the first alone
+    losses = [
+        [
+            l["loss"]
+            for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())
+            if "loss" in l
+        ]
+        for o in (whole, out)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # of both, not of the first alone
 
 
 def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, capsys):
     before = (whole / "state.pt").stat().st_mtime_ns
     train.main(arguments(world, whole))
-    assert "is trained" in capsys.readouterr().out and (whole / "state.pt").stat().st_mtime_ns == before
+    assert (
+        "is trained" in capsys.readouterr().out
+        and (whole / "state.pt").stat().st_mtime_ns == before
+    )
     with pytest.raises(SystemExit, match="another lr.*--fresh"):
         train.main(arguments(world, whole, lr=1e-2))
 
@@ -158,73 +238,160 @@ def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, c
 def test_killed_between_the_last_state_and_its_model(world, whole, tmp_path):
     """The model that eval.py reads is of the last step, whenever the kill came."""
     shutil.copytree(whole, tmp_path / "run")
-    argv = [a for a in arguments(world, whole) if not a.startswith("--out")] + [f"--out={tmp_path / 'run'}"]
+    argv = [a for a in arguments(world, whole) if not a.startswith("--out")] + [
+        f"--out={tmp_path / 'run'}"
+    ]
     want = MATS.from_pretrained(whole / "model").trainable()
-    for damage in (lambda: shutil.rmtree(tmp_path / "run/model"), lambda: (tmp_path / "run/model/step.json").write_text("20")):
+    for damage in (
+        lambda: shutil.rmtree(tmp_path / "run/model"),
+        lambda: (tmp_path / "run/model/step.json").write_text("20"),
+    ):
         damage()
         train.main(argv)
         model = MATS.from_pretrained(tmp_path / "run/model")
-        assert all(torch.equal(p, want[n]) for n, p in model.trainable().items()) and model.santa is not None
+        assert (
+            all(torch.equal(p, want[n]) for n, p in model.trainable().items())
+            and model.santa is not None
+        )
 
 
 def test_live_text_is_cached_text(world, tmp_path):
     """Encoding in the loop gives the loss that shards embedded beforehand give."""
     from clap import load_clap
     from shards.embed import embed
-    embed(world / "live", tmp_path / "cached", load_clap(str(world / "clap")), "small", progress=False)
+
+    embed(
+        world / "live", tmp_path / "cached", load_clap(str(world / "clap")), "small", progress=False
+    )
     losses = []
     for name, path in (("a", world / "live"), ("b", tmp_path / "cached")):
-        train.main(arguments(world, tmp_path / name, train=str(path), val="", steps=4, log_every=1, save_every=4, memory=20))
-        losses.append([json.loads(l)["loss"] for l in (tmp_path / name / "log.jsonl").read_text().splitlines()])
-    np.testing.assert_allclose(*losses, rtol=2e-3)          # cached vectors are float16
+        train.main(
+            arguments(
+                world,
+                tmp_path / name,
+                train=str(path),
+                val="",
+                steps=4,
+                log_every=1,
+                save_every=4,
+                memory=20,
+            )
+        )
+        losses.append(
+            [
+                json.loads(l)["loss"]
+                for l in (tmp_path / name / "log.jsonl").read_text().splitlines()
+            ]
+        )
+    np.testing.assert_allclose(*losses, rtol=2e-3)  # cached vectors are float16
 
 
 def test_audio_supervision(world, tmp_path, capfd):
-    argv = arguments(world, tmp_path, train=str(world / "audio"), val="", supervision="audio", steps=6, save_every=6, log_every=6)
+    argv = arguments(
+        world,
+        tmp_path,
+        train=str(world / "audio"),
+        val="",
+        supervision="audio",
+        steps=6,
+        save_every=6,
+        log_every=6,
+    )
     train.main(argv)
-    assert "farm.5" in capfd.readouterr().err                                   # the clip that is no sound is named
+    assert "farm.5" in capfd.readouterr().err  # the clip that is no sound is named
     line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert line["broken"] >= 1 and np.isfinite(line["loss"])
-    assert MATS.from_pretrained(tmp_path / "model").santa is None               # nothing to bridge
+    assert MATS.from_pretrained(tmp_path / "model").santa is None  # nothing to bridge
     with pytest.raises(SystemExit, match="supervision=audio"):
-        train.main(arguments(world, tmp_path / "x", supervision="audio"))       # vectors of texts
+        train.main(arguments(world, tmp_path / "x", supervision="audio"))  # vectors of texts
 
 
 @pytest.mark.parametrize("name", ["mats_gpt2", "mats_llama", "mats_audio"])
 def test_the_papers_configs_run_with_small_weights(world, tmp_path, name):
     paper = config.load(TrainConfig, [name])
-    argv = arguments(world, tmp_path, steps=2, save_every=2, log_every=1, val="", micro_batch=paper.batch_size // 4,
-                     llm=str(world / ("gpt2" if name == "mats_gpt2" else "llama")),
-                     train=str(world / ("audio" if name == "mats_audio" else "train")))
-    own = ("template", "batch_size", "warmup", "lr", "max_answer")              # of which the config's own are kept
+    argv = arguments(
+        world,
+        tmp_path,
+        steps=2,
+        save_every=2,
+        log_every=1,
+        val="",
+        micro_batch=paper.batch_size // 4,
+        llm=str(world / ("gpt2" if name == "mats_gpt2" else "llama")),
+        train=str(world / ("audio" if name == "mats_audio" else "train")),
+    )
+    own = (
+        "template",
+        "batch_size",
+        "warmup",
+        "lr",
+        "max_answer",
+    )  # of which the config's own are kept
     train.main([name] + [a for a in argv if a[2:].split("=")[0] not in own])
     lines = [json.loads(l) for l in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2 and np.isfinite(lines[-1]["loss"])
-    want = dict(mats_gpt2=(128, 5e-5, "linear", 2000), mats_llama=(96, 3e-5, "cosine", 3000), mats_audio=(96, 3e-5, "cosine", 3000))
+    want = dict(
+        mats_gpt2=(128, 5e-5, "linear", 2000),
+        mats_llama=(96, 3e-5, "cosine", 3000),
+        mats_audio=(96, 3e-5, "cosine", 3000),
+    )
     assert (paper.batch_size, paper.lr, paper.schedule, paper.warmup) == want[name]
-    assert (paper.steps, paper.variance, paper.prefix, paper.layers, paper.lora_rank, paper.lora_alpha / paper.lora_rank,
-            paper.lora_dropout, paper.memory, paper.clusters) == (90_000, 0.015, 40, 8, 8, 4, 0.1, 5172, 100)      # section 4.1
+    assert (
+        paper.steps,
+        paper.variance,
+        paper.prefix,
+        paper.layers,
+        paper.lora_rank,
+        paper.lora_alpha / paper.lora_rank,
+        paper.lora_dropout,
+        paper.memory,
+        paper.clusters,
+    ) == (90_000, 0.015, 40, 8, 8, 4, 0.1, 5172, 100)  # section 4.1
 
 
 def test_learning_rate():
     c = TrainConfig(steps=110, warmup=10, lr=1.0, warmup_from=0.0)
     assert [lr_at(s, c) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     c.schedule = "cosine"
-    assert [lr_at(s, c) for s in (10, 35, 60, 110)] == pytest.approx([1, 0.5 + 0.5 * 0.5 ** 0.5, 0.5, 0])
+    assert [lr_at(s, c) for s in (10, 35, 60, 110)] == pytest.approx(
+        [1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0]
+    )
 
 
-@pytest.mark.parametrize("argv, message", [(["--micro_bach=3"], "did you mean 'micro_batch'"), (["mats_gtp2"], "did you mean 'mats_gpt2'"),
-                                           (["--lr=fast"], "expected float"), (["--steps=1.5"], "expected int"), (["--strict=1"], "expected bool"),
-                                           (["lr=3"], "no config/lr=3"), (["tiny", "lr=3"], "--field=value")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--micro_bach=3"], "did you mean 'micro_batch'"),
+        (["mats_gtp2"], "did you mean 'mats_gpt2'"),
+        (["--lr=fast"], "expected float"),
+        (["--steps=1.5"], "expected int"),
+        (["--strict=1"], "expected bool"),
+        (["lr=3"], "no config/lr=3"),
+        (["tiny", "lr=3"], "--field=value"),
+    ],
+)
 def test_wrong_settings_are_refused_by_name(argv, message):
     with pytest.raises(SystemExit, match=message):
         config.load(TrainConfig, argv)
 
 
 def test_settings_come_from_file_then_command_line():
-    c = config.load(TrainConfig, ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False", "--fresh"])
-    assert (c.lr, c.steps, c.mixture, c.compile, c.fresh, c.batch_size) == (1e-4, 7, {"a": 2}, False, True, 128)
-    assert config.load(TrainConfig, ["--lr=1"]).lr == 1.0 and asdict(config.load(TrainConfig, []))["width"] == 128
+    c = config.load(
+        TrainConfig,
+        ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False", "--fresh"],
+    )
+    assert (c.lr, c.steps, c.mixture, c.compile, c.fresh, c.batch_size) == (
+        1e-4,
+        7,
+        {"a": 2},
+        False,
+        True,
+        128,
+    )
+    assert (
+        config.load(TrainConfig, ["--lr=1"]).lr == 1.0
+        and asdict(config.load(TrainConfig, []))["width"] == 128
+    )
 
 
 @pytest.mark.parametrize("bad", [{12}, {3, 4, 5, 6, 20}])
@@ -235,19 +402,30 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(world, tmp_path, mo
     def noise(z, variance, generator):
         made = real(z, variance, generator)
         return made * float("nan") if generator.initial_seed() in bad else made
+
     monkeypatch.setattr(train, "add_noise", noise)
-    train.main(arguments(world, tmp_path / "a", batch_size=8, steps=24, val="", save_every=24, log_every=4))
+    train.main(
+        arguments(world, tmp_path / "a", batch_size=8, steps=24, val="", save_every=24, log_every=4)
+    )
     lines = [json.loads(l) for l in (tmp_path / "a/log.jsonl").read_text().splitlines()]
     assert lines[-1]["skipped"] == len(bad) and all(np.isfinite(l["loss"]) for l in lines)
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "a")[1].values())
     state = torch.load(tmp_path / "a/state.pt", weights_only=True)["optimizer"]["state"]
-    assert {int(s["step"]) for s in state.values()} == {24 - len(bad)}                     # the optimizer has not seen them
+    assert {int(s["step"]) for s in state.values()} == {
+        24 - len(bad)
+    }  # the optimizer has not seen them
 
 
 def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_path, monkeypatch):
     real = train.add_noise
-    monkeypatch.setattr(train, "add_noise", lambda z, v, g: real(z, v, g) * (float("nan") if g.initial_seed() >= 12 else 1.0))
-    argv = arguments(world, tmp_path, batch_size=8, steps=40, val="", save_every=10, log_every=2, patience=4)
+    monkeypatch.setattr(
+        train,
+        "add_noise",
+        lambda z, v, g: real(z, v, g) * (float("nan") if g.initial_seed() >= 12 else 1.0),
+    )
+    argv = arguments(
+        world, tmp_path, batch_size=8, steps=40, val="", save_every=10, log_every=2, patience=4
+    )
     with pytest.raises(SystemExit, match="the last 4 updates before step 16 were skipped"):
         train.main(argv)
     step, trained = weights(tmp_path)
@@ -260,22 +438,38 @@ def test_a_rank_that_hangs_is_named(world, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     argv = arguments(world, tmp_path, steps=100_000, timeout=0.12, val="")
-    ranks = [Run(argv, RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
+    ranks = [
+        Run(
+            argv,
+            RANK=str(r),
+            LOCAL_RANK=str(r),
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for r in range(2)
+    ]
     try:
         ranks[0].until((tmp_path / "model" / "step.json").exists)
-        time.sleep(2)                                       # by now each has told the other
+        time.sleep(2)  # by now each has told the other
         ranks[0].send_signal(signal.SIGSTOP)
         assert ranks[1].wait(60) == 1
     finally:
         for r in ranks:
             r.kill()
-    assert re.search(r"no update has been finished for 0.12 minutes; rank 0 finished update \d+ and no longer answers; rank 1 finished update \d+\."
-                     r".*same command goes on", ranks[1].printed())
+    assert re.search(
+        r"no update has been finished for 0.12 minutes; rank 0 finished update \d+ and no longer answers; rank 1 finished update \d+\."
+        r".*same command goes on",
+        ranks[1].printed(),
+    )
     assert all(torch.isfinite(t).all() for t in weights(tmp_path)[1].values())
 
 
 def test_one_of_several_that_fails_ends_at_once(world, tmp_path):
-    run = Run(arguments(world, tmp_path, steps=100_000, val="", lr=1e30, patience=3, log_every=5), processes=2)
+    run = Run(
+        arguments(world, tmp_path, steps=100_000, val="", lr=1e30, patience=3, log_every=5),
+        processes=2,
+    )
     assert run.wait(90) == 1
     assert "updates before step" in run.printed() and "were skipped" in run.printed()
 
@@ -299,7 +493,18 @@ def test_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_compiled_in_bfloat16_it_learns_what_a_cpu_learns(world, tmp_path):
     losses = []
-    for name, more in (("cpu", {}), ("cuda", dict(compile=True, dtype="bfloat16", llm_dtype="bfloat16"))):
-        train.main(arguments(world, tmp_path / name, device=name, lora_dropout=0.0, variance=0.0, **more))
-        losses.append([l["loss"] for l in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines()) if "loss" in l])
+    for name, more in (
+        ("cpu", {}),
+        ("cuda", dict(compile=True, dtype="bfloat16", llm_dtype="bfloat16")),
+    ):
+        train.main(
+            arguments(world, tmp_path / name, device=name, lora_dropout=0.0, variance=0.0, **more)
+        )
+        losses.append(
+            [
+                l["loss"]
+                for l in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+                if "loss" in l
+            ]
+        )
     np.testing.assert_allclose(*losses, rtol=0.03)

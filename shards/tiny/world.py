@@ -10,6 +10,7 @@ Three stages, each kept once it is whole and made anew only when its recipe (thi
    test/         a folder per benchmark: sounds of the part "test" with references, labels, questions
    listen/       a handful of the test's sounds as wav, with their captions
 """
+
 import hashlib
 import io
 import json
@@ -28,18 +29,28 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clap import CLAP, CLAPConfig
-from shards.tiny import sounds, words
 from data import DataError, write_atomic
+from shards.tiny import sounds, words
 from shards.writer import ShardWriter
 
 SR, SECONDS, DIM = 16000, 2.0, 128
 CLAP_CLIPS, CLAP_EPOCHS, CLAP_BATCH, CLAP_LR = 3200, 12, 48, 3e-3
 LLM_LINES, LLM_EPOCHS, LLM_BATCH, LLM_LR = 10000, 2, 32, 4e-3
-SCENES = {"train": 2400, "val": 80}                     # told in words alone; each gives a triple of every task
-TEST = {"sound": 280, "music": 140, "events": 160, "caption": 160, "music_caption": 80, "yesno": 160, "open": 160, "mcq": 160}
+SCENES = {"train": 2400, "val": 80}  # told in words alone; each gives a triple of every task
+TEST = {
+    "sound": 280,
+    "music": 140,
+    "events": 160,
+    "caption": 160,
+    "music_caption": 80,
+    "yesno": 160,
+    "open": 160,
+    "mcq": 160,
+}
 
 
 # --- the world, in parallel and seeded ---------------------------------------------------------------------------------
+
 
 def imagine(*seed, kind=None, voices=None):
     """(rng, scene): one seed per scene, so that any of them can be made alone."""
@@ -63,7 +74,13 @@ def clap_clip(i):
 def test_sample(job):
     """(sample of the schema, flac bytes, wave) of the i-th sample of a benchmark."""
     name, i = job
-    kind = {"sound": "sound", "events": "sound", "caption": "sound", "music": "music", "music_caption": "music"}.get(name)
+    kind = {
+        "sound": "sound",
+        "events": "sound",
+        "caption": "sound",
+        "music": "music",
+        "music_caption": "music",
+    }.get(name)
     voices = {"sound": 1, "music": 1, "events": 2 + i % 4 // 3}.get(name)
     rng, scene = imagine(2, list(TEST).index(name), i, kind=kind, voices=voices)
     tell = lambda: words.caption(scene, rng, "test")
@@ -72,13 +89,24 @@ def test_sample(job):
         sample = next(t for t in words.triples(scene, rng, "test") if t["task"] == task)
     elif name in ("caption", "music_caption"):
         told = set()
-        while len(told) < 6:            # five references, and the text that the ceiling is given, which is none of them
+        while (
+            len(told) < 6
+        ):  # five references, and the text that the ceiling is given, which is none of them
             told.add(tell())
         text, *references = sorted(told, key=lambda t: hashlib.sha1(t.encode()).digest())
-        sample = {"text": text, "answer": references, "task": "cap" if name == "caption" else "music_cap",
-                  "instruction": f"Generate {'audio' if name == 'caption' else 'music'} caption."}
+        sample = {
+            "text": text,
+            "answer": references,
+            "task": "cap" if name == "caption" else "music_cap",
+            "instruction": f"Generate {'audio' if name == 'caption' else 'music'} caption.",
+        }
     else:
-        sample = {"text": tell(), "instruction": "Classify events in the audio clip.", "answer": ", ".join(scene.labels), "task": "cls"}
+        sample = {
+            "text": tell(),
+            "instruction": "Classify events in the audio clip.",
+            "answer": ", ".join(scene.labels),
+            "task": "cls",
+        }
     wave = sounds.render(scene, rng, SECONDS, SR)
     buffer = io.BytesIO()
     sf.write(buffer, wave, SR, format="FLAC")
@@ -88,17 +116,32 @@ def test_sample(job):
 def parallel(function, jobs, what):
     """Results in order, from two processes."""
     with ProcessPoolExecutor(2) as pool:
-        yield from tqdm(pool.map(function, jobs, chunksize=32), total=len(jobs), desc=what, unit=" clips")
+        yield from tqdm(
+            pool.map(function, jobs, chunksize=32), total=len(jobs), desc=what, unit=" clips"
+        )
 
 
 # --- stage 1: CLAP --------------------------------------------------------------------------------------------------------
 
+
 def make_tokenizer(lines):
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tok.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=1024, special_tokens=["<|endoftext|>"], show_progress=False,
-                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    tok.pre_tokenizer, tok.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    tok.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=1024,
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
 
 
 def train_clap(tokenizer):
@@ -106,27 +149,64 @@ def train_clap(tokenizer):
     a batch is right twice."""
     clips = list(parallel(clap_clip, range(CLAP_CLIPS), "rendering for CLAP"))
     config = CLAPConfig(
-        text=dict(n_embd=64, n_layer=1, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-                  bos_token_id=0, eos_token_id=0),
-        audio=dict(spec_size=64, patch_size=8, patch_stride=[8, 8], patch_embeds_hidden_size=48, depths=[1, 1],
-                   num_attention_heads=[4, 8], window_size=4),
-        dim=DIM, sample_rate=SR, seconds=SECONDS, hop=512, fmax=SR / 2, max_tokens=64, dropout=0.1)
+        text=dict(
+            n_embd=64,
+            n_layer=1,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+        audio=dict(
+            spec_size=64,
+            patch_size=8,
+            patch_stride=[8, 8],
+            patch_embeds_hidden_size=48,
+            depths=[1, 1],
+            num_attention_heads=[4, 8],
+            window_size=4,
+        ),
+        dim=DIM,
+        sample_rate=SR,
+        seconds=SECONDS,
+        hop=512,
+        fmax=SR / 2,
+        max_tokens=64,
+        dropout=0.1,
+    )
     clap = CLAP(config, tokenizer).train()
-    mels = torch.cat([clap.mel(torch.tensor(np.stack([c[2] for c in clips[i:i + 128]]))) for i in range(0, len(clips), 128)])
-    log_scale = torch.nn.Parameter(torch.tensor(2.66))          # 1 / 0.07
+    mels = torch.cat(
+        [
+            clap.mel(torch.tensor(np.stack([c[2] for c in clips[i : i + 128]])))
+            for i in range(0, len(clips), 128)
+        ]
+    )
+    log_scale = torch.nn.Parameter(torch.tensor(2.66))  # 1 / 0.07
     optimizer = torch.optim.AdamW([*clap.parameters(), log_scale], lr=CLAP_LR, weight_decay=0.05)
     steps = CLAP_EPOCHS * (len(clips) // CLAP_BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, CLAP_LR, total_steps=steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, CLAP_LR, total_steps=steps + 1, pct_start=0.1
+    )
     rng, bar = np.random.default_rng(0), tqdm(total=steps, desc="training CLAP", unit=" steps")
     for _ in range(CLAP_EPOCHS):
-        for rows in rng.permutation(len(clips))[:steps // CLAP_EPOCHS * CLAP_BATCH].reshape(-1, CLAP_BATCH):
+        for rows in rng.permutation(len(clips))[: steps // CLAP_EPOCHS * CLAP_BATCH].reshape(
+            -1, CLAP_BATCH
+        ):
             named = ", ".join
-            texts = [(clips[i][0], named(clips[i][1]), "sound of " + named(clips[i][1]))[k]
-                     for i, k in zip(rows, rng.choice(3, len(rows), p=[0.6, 0.2, 0.2]))]
-            a = F.normalize(clap.audio_features(mels[rows]), dim=-1)                            # (B, DIM)
-            t = F.normalize(clap.text_features(*clap.tokenize(texts)), dim=-1)                  # (B, DIM)
-            same = torch.tensor([[float(x == y) for x in texts] for y in texts])                # (B, B)
-            logits, same = a @ t.T * log_scale.exp().clamp(max=100), same / same.sum(1, keepdim=True)
+            texts = [
+                (clips[i][0], named(clips[i][1]), "sound of " + named(clips[i][1]))[k]
+                for i, k in zip(rows, rng.choice(3, len(rows), p=[0.6, 0.2, 0.2]))
+            ]
+            a = F.normalize(clap.audio_features(mels[rows]), dim=-1)  # (B, DIM)
+            t = F.normalize(clap.text_features(*clap.tokenize(texts)), dim=-1)  # (B, DIM)
+            same = torch.tensor([[float(x == y) for x in texts] for y in texts])  # (B, B)
+            logits, same = (
+                a @ t.T * log_scale.exp().clamp(max=100),
+                same / same.sum(1, keepdim=True),
+            )
             loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
             optimizer.zero_grad()
             loss.backward()
@@ -140,23 +220,38 @@ def train_clap(tokenizer):
 
 # --- stage 2: the language model -----------------------------------------------------------------------------------------
 
+
 def train_llm(tokenizer):
     """Next-token prediction on the world's language: a text, then a question about it and its answer, as prose.
 
     A LLaMA and not a GPT-2, because with rotary positions a small model learns within minutes to look up in a text what is
     asked about it (72 % of the label lists after 500 steps against 38 %): what a pretrained LLM brings along.
     """
-    lines = [f"{t['text']}\n{t['instruction']} {t['answer']}" for t in told(3, LLM_LINES // 5, "train")]
+    lines = [
+        f"{t['text']}\n{t['instruction']} {t['answer']}" for t in told(3, LLM_LINES // 5, "train")
+    ]
     ids = [i + [tokenizer.eos_token_id] for i in tokenizer(lines)["input_ids"]]
-    llm = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-                                       num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True,
-                                       bos_token_id=0, eos_token_id=0)).train()
+    llm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).train()
     optimizer = torch.optim.AdamW(llm.parameters(), lr=LLM_LR, weight_decay=0.01)
     rng, batches = np.random.default_rng(0), []
-    for _ in range(LLM_EPOCHS):         # batches of like length
+    for _ in range(LLM_EPOCHS):  # batches of like length
         rows = sorted(rng.permutation(len(ids)), key=lambda i: len(ids[i]))
-        batches += [rows[i:i + LLM_BATCH] for i in range(0, len(rows) - LLM_BATCH + 1, LLM_BATCH)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LLM_LR, total_steps=len(batches) + 1, pct_start=0.1)
+        batches += [rows[i : i + LLM_BATCH] for i in range(0, len(rows) - LLM_BATCH + 1, LLM_BATCH)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LLM_LR, total_steps=len(batches) + 1, pct_start=0.1
+    )
     bar = tqdm(total=len(batches), desc="training the language model", unit=" steps")
     for k in rng.permutation(len(batches)):
         width = max(len(ids[i]) for i in batches[k])
@@ -174,6 +269,7 @@ def train_llm(tokenizer):
 
 
 # --- stage 3: shards -------------------------------------------------------------------------------------------------------
+
 
 def write_text_part(directory, part, clap):
     triples = list(told({"train": 4, "val": 5}[part], SCENES[part], part))
@@ -208,16 +304,21 @@ def write_listen(directory, n=12):
 
 # --- all of it ---------------------------------------------------------------------------------------------------------
 
+
 def recipe():
     """What the world is made from, as a hash: of these three files."""
-    return hashlib.sha256(b"".join(Path(f).read_bytes() for f in (__file__, sounds.__file__, words.__file__))).hexdigest()[:16]
+    return hashlib.sha256(
+        b"".join(Path(f).read_bytes() for f in (__file__, sounds.__file__, words.__file__))
+    ).hexdigest()[:16]
 
 
 def build(root):
     """Makes what is missing of the tiny world in `root`. Raises DataError where `root` holds something else."""
     root, stamp = Path(root), Path(root) / "recipe.txt"
     if root.exists() and any(root.iterdir()) and not stamp.exists():
-        raise DataError(f"{root} is not a tiny world of ours and is left alone; choose another folder")
+        raise DataError(
+            f"{root} is not a tiny world of ours and is left alone; choose another folder"
+        )
     if stamp.exists() and stamp.read_text() != recipe():
         shutil.rmtree(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -233,7 +334,9 @@ def build(root):
         return root / name
 
     def clap_stage(directory):
-        lines = [x for t in told(6, 1200, "train") for x in (t["text"], t["instruction"], t["answer"])]
+        lines = [
+            x for t in told(6, 1200, "train") for x in (t["text"], t["instruction"], t["answer"])
+        ]
         train_clap(make_tokenizer(lines)).save_pretrained(directory)
 
     def llm_stage(directory):
@@ -244,7 +347,9 @@ def build(root):
     clap_dir = stage("clap", clap_stage)
     stage("llm", llm_stage)
     for part in ("train", "val"):
-        stage(part, lambda directory: write_text_part(directory, part, CLAP.from_pretrained(clap_dir)))
+        stage(
+            part, lambda directory: write_text_part(directory, part, CLAP.from_pretrained(clap_dir))
+        )
     stage("test", write_test_part)
     stage("listen", write_listen)
 
