@@ -6,13 +6,22 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-import writer
 from conftest import make_samples, write_samples
 
 import data
-from data import Batches, DataError, Plan, Source, find_sources, loader, read_shard, read_source
+from data import (
+    Batches,
+    DataError,
+    Plan,
+    Source,
+    find_sources,
+    loader,
+    read_shard,
+    read_source,
+    sha256,
+)
 from mats import Template
-from shards import embed as embedding, index as indexing
+from shards import embed as embedding, index as indexing, writer
 from shards.writer import ShardWriter
 
 
@@ -100,7 +109,7 @@ def test_shards_of_audio_stay_small(tmp_path, monkeypatch):
     index = json.loads((tmp_path / "index.json").read_text())
     assert [s["n"] for s in index["shards"]] == [3, 3, 3, 3]
     assert [s["sha256"] for s in index["shards"]] == [
-        writer.sha256(p) for p in sorted(tmp_path.glob("*.tar"))
+        sha256(p) for p in sorted(tmp_path.glob("*.tar"))
     ]
 
 
@@ -199,7 +208,7 @@ def test_missing_index_says_how_to_make_one(tmp_path):
     write_samples(tmp_path / "s", make_samples(30))
     made = json.loads((tmp_path / "s" / "index.json").read_text())
     (tmp_path / "s" / "index.json").unlink()
-    with pytest.raises(DataError, match="data.py index"):
+    with pytest.raises(DataError, match="shards.index"):
         Source(tmp_path / "s")
     assert indexing.index(tmp_path / "s") == []
     again = json.loads((tmp_path / "s" / "index.json").read_text())

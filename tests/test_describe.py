@@ -1,4 +1,4 @@
-"""shards/describe.py against a real HTTP server on the loopback address, a real kill, and a real (random_llms, random) model."""
+"""shards/describe.py against a real HTTP server on the loopback address, a real kill, and a real (tiny, random) model."""
 
 import json
 import os
@@ -32,6 +32,8 @@ from shards.describe import (
 )
 
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -257,12 +259,15 @@ def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
     server.pause, path = 0.05, tmp_path / "a.jsonl"
     plan = Counter({DOG: 130, RAIN: 90, CAT: 70})
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent.parent)!r})\nfrom collections import Counter\n"
-        f"from shards.describe import describe; from llm import Endpoint\n"
+        "from collections import Counter\n"
+        "from scoring.llm import Endpoint\nfrom shards.describe import describe\n"
         f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', workers=2)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         end = time.monotonic() + 20
@@ -556,7 +561,7 @@ def test_the_command_with_a_local_model(command, random_llms, tmp_path, monkeypa
 
 def test_the_script_finds_the_project_from_anywhere(tmp_path):
     out = subprocess.run(
-        [sys.executable, module.__file__, "--help"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
 

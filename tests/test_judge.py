@@ -496,11 +496,14 @@ def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
     write(source, rows)
     path, server.answer, server.pause = verdicts_path(source), fair, 0.03
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(module.__file__).parent)!r})\nfrom judge import *\n"
+        "from scoring.judge import *\n"
         f"judge(predictions({str(source)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, workers=2)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         end = time.monotonic() + 20
@@ -577,7 +580,7 @@ def test_the_command_estimates_judges_and_sums_up_each_file(command, server, tmp
         and "about" not in out
         and len(server.requests) == 8
     )
-    assert command("sound.verdicts.jsonl")[0] == "scoring.judge: no file of predictions among these"
+    assert command("sound.verdicts.jsonl")[0] == "judge.py: no file of predictions among these"
 
 
 def test_the_command_asks_before_it_starts(command, server, monkeypatch):
@@ -611,7 +614,7 @@ def test_the_command_fails_where_verdicts_lack(command, server, monkeypatch):
     monkeypatch.setattr(module, "Endpoint", lambda *args: Endpoint(*args, tries=2, backoff=0.01))
     server.script = [(503, {}, "")] * 2
     code, out = command("sound.jsonl", "--yes", "--workers", "1")
-    assert code == "scoring.judge: 1 verdicts lack; the same command asks for them again"
+    assert code == "judge.py: 1 verdicts lack; the same command asks for them again"
     assert "no verdict: -air.0, reference first: " in out and "0 unparsable, 1 lacking" in out
     server.script = [(401, {}, f"who is {KEY}?")]
     code, out = command("sound.jsonl", "--yes")

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from bench import Machine, fake, sized
 from conftest import gpt2, llama, make_samples
 from peft import PeftModel
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 from data import collate
+from experiments.bench import Machine, fake, sized
 from mats import MATS, Mapper, MATSConfig
 from santa import Santa, add_noise
 

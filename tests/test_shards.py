@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-import writer
 
 from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
 from data import DataError, Source, find_sources, read_source
-from shards import audiotia, benchmarks, datasets as d
+from shards import audiotia, benchmarks, datasets as d, writer
 from shards.files import Root, Sounds, Tally, plain, read_audio, stream_json, table
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +349,8 @@ def test_killed_and_started_again(tmp_path):
     small(tmp_path, 60_000)
     argv = [
         sys.executable,
-        "shards/audiotia.py",
+        "-m",
+        "shards.audiotia",
         "audiocaps",
         "--root",
         tmp_path,
@@ -958,7 +958,7 @@ def test_damage_is_named(tmp_path, name, text, read, message):
         list(audiotia.SOURCES[read].clips(Root(tmp_path)))
     assert path.parent.name in str(e.value)
     with pytest.raises(
-        SystemExit, match=message if read not in ("urbansound8k", "fsd50k") else "describe.py"
+        SystemExit, match=message if read not in ("urbansound8k", "fsd50k") else "shards.describe"
     ):
         audiotia.main(
             [read, "--keep-eval", "--root", str(tmp_path), "--out", str(tmp_path / "out")]

@@ -377,10 +377,10 @@ def test_rendering_speed():
 def test_listen_writes_wav_and_never_overwrites(tmp_path):
     sf = pytest.importorskip("soundfile")
     run = lambda: subprocess.run(
-        [sys.executable, "-m", "shards.words", str(tmp_path / "x"), "--n", "3"],
+        [sys.executable, "-m", "shards.tiny.words", str(tmp_path / "x"), "--n", "3"],
         capture_output=True,
         text=True,
-        cwd=Path(W.__file__).parent.parent,
+        cwd=Path(W.__file__).parents[2],
     )
     assert run().returncode == 0
     x, sr = sf.read(tmp_path / "x" / "000.wav")
