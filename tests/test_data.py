@@ -14,6 +14,7 @@ from data import (
     DataError,
     Plan,
     Source,
+    Visit,
     find_sources,
     loader,
     read_shard,
@@ -226,20 +227,18 @@ def test_pipe_url(root):
 def test_every_sample_once_an_epoch(root):
     plan = plan_of(root, lanes=1)
     rows, shards = Counter(), plan.sources[0].shards
-    for v, s, shard, n in islice(
-        plan.visits(), 7
-    ):  # 4 + 3 shards: one epoch, since weights are sizes
-        cut = plan.cut((v, s, shard, n), [10] * plan.sources[s].shards[shard]["n"])
-        assert cut.shape == (n, 8)
-        assert set(cut.ravel()) == set(range(plan.sources[s].shards[shard]["n"]))
-        rows[s, shard] += 1
+    for visit in islice(plan.visits(), 7):  # 4 + 3 shards: one epoch, since weights are sizes
+        n = plan.sources[visit.source].shards[visit.shard]["n"]
+        cut = plan.cut(visit, [10] * n)
+        assert cut.shape == (visit.batches, 8) and set(cut.ravel()) == set(range(n))
+        rows[visit.source, visit.shard] += 1
     assert rows == {(0, i): 1 for i in range(len(shards))} | {(1, i): 1 for i in range(3)}
 
 
 def test_mixture_weights_are_kept(root):
     sources, weights = find_sources(root, {"farm": 300, "zoo": 100})
     seen = Counter(
-        plan.sources[visit[1]].name
+        plan.sources[visit.source].name
         for plan in [Plan(sources, weights, 8)]
         for _, visit, _ in islice(plan.batches(), 4000)
     )
@@ -283,13 +282,13 @@ def test_resuming_reads_at_most_one_shard_a_lane(root, tokenizer, monkeypatch):
 def test_batches_are_of_similar_length():
     lengths = np.random.default_rng(0).integers(10, 60, 2000)
     plan = Plan([type("S", (), {"shards": [{"n": 2000}], "__len__": lambda self: 2000})()], [1], 32)
-    cut = plan.cut((0, 0, 0, 63), lengths)
+    cut = plan.cut(Visit(0, 0, 0, 63), lengths)
     padded = lengths[cut].max(axis=1).sum() * 32 / lengths[cut].sum()
     shuffled = lengths[
         cut.ravel()[np.random.default_rng(1).permutation(cut.size)].reshape(cut.shape)
     ]
     assert padded < 1.12 < 1.5 < shuffled.max(axis=1).sum() * 32 / shuffled.sum()
-    assert (plan.cut((1, 0, 0, 63), lengths) != cut).any()  # another visit, other batches
+    assert (plan.cut(Visit(1, 0, 0, 63), lengths) != cut).any()  # another visit, other batches
 
 
 def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path, tokenizer):
@@ -323,12 +322,11 @@ def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path
     assert waits(rows(4)) < 1.1 < 1.3 < waits(rows(1))
     plan = plan_of(tmp_path, batch=4, lanes=1, together=4)
     seen = Counter()
-    for v, s, shard, n in islice(
-        plan.visits(), 4
-    ):  # 75 samples in 5 runs of 4 batches of 4; one epoch is 2 x 2 shards
-        cut = plan.cut((v, s, shard, n), range(75))
+    # 75 samples in 5 runs of 4 batches of 4; one epoch is 2 x 2 shards
+    for visit in islice(plan.visits(), 4):
+        cut = plan.cut(visit, range(75))
         assert cut.shape == (20, 4) and set(cut.ravel()) == set(range(75))
-        seen[s, shard] += 1
+        seen[visit.source, visit.shard] += 1
     assert seen == {(s, shard): 1 for s in range(2) for shard in range(2)}
     whole = ids_of(Batches(plan_of(tmp_path, batch=4, together=4), template), 48)
     parts = [
