@@ -1,23 +1,26 @@
-"""MATS: a CLAP vector and an instruction in, an answer out (Wang et al., ICML 2025, sections 3.1-3.2).
+"""MATS: a CLAP vector and an instruction in, an answer out (Wang et al., ICML 2025, 3.1-3.2).
 
-    Mapper   CLAP vector (B, D) -> 40 soft tokens (B, 40, D_llm)
-    MATS     Mapper + a frozen causal language model with LoRA
+    Template   an instruction -> tokens, with a place for the prefix
+    Mapper     CLAP vector (B, D) -> 40 soft tokens (B, 40, D_llm)
+    MATS       Mapper + a frozen causal language model with LoRA
 
-While training the vector is a text's, with noise (Eq. 1-2); at inference it is an audio clip's, after Santa (Eq. 3).
-What MATS sees of either is only the vector: nothing here knows about CLAP.
+While training the vector is a text's, with noise (Eq. 1-2). At inference it is an audio clip's,
+after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 """
 
 import json
 import os
 import pickle
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -29,8 +32,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from santa import Santa
 
-# SDPA that is told "causal" and given no mask. transformers' own asks whether it may leave the mask out, which waits for the GPU at each step,
-# and when compiled (before torch 2.14) always builds one, which FlashAttention cannot take.
+# SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
+# out, which makes every step wait for the GPU. Compiled before torch 2.14 it always builds a mask,
+# which FlashAttention cannot take.
 AttentionInterface.register("causal", sdpa_attention_forward)
 
 
@@ -40,135 +44,127 @@ class MATSConfig:
     llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16
     clap: str = "microsoft/msclap"  # whose space the vectors are in (clap.load_clap)
     dim: int = 1024  # of that space
-    template: str = "{audio}{instruction}"  # see Template
+    template: str = "{audio}{instruction}"  # the prompt (mats.Template)
     max_answer: int = 150  # longer answers are cut, in tokens
     prefix: int = 40  # soft tokens that the LLM sees
     tokens: int = 40  # tokens that the vector is spread over before the transformer
     width: int = 1024  # of the mapper
-    layers: int = 8
-    heads: int = 8
-    lora_rank: int = 8
+    layers: int = 8  # of the mapper
+    heads: int = 8  # of the mapper
+    lora_rank: int = 8  # section 4.1
     lora_alpha: int = 32  # the paper's "scaling factor 4" is lora_alpha / lora_rank
-    lora_dropout: float = 0.1
-    lora_targets: str = ""  # comma-joined module names; empty: PEFT's default for the architecture
+    lora_dropout: float = 0.1  # section 4.1
+    lora_targets: str = ""  # comma-joined module names; empty: PEFT's default for the LLM
 
 
 class Template:
-    """Tokens around the prefix. `{audio}` in the template is where the prefix goes, `{instruction}` the instruction,
-    `{tag}` the sample's tag (facts of the released code: one per dataset), empty where it has none.
+    """Tokens around the prefix.
 
-        "{audio}{instruction}"                                                          GPT-2, as in Eq. 1
-        "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"               Vicuna, as released
+    `{audio}` is the place of the prefix, `{instruction}` of the instruction, `{tag}` of the
+    sample's tag (the released code has one for each data set); it vanishes where there is none.
 
-    The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text token.
+        "{audio}{instruction}"                                                   GPT-2, as in Eq. 1
+        "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"        Vicuna, as released
+
+    The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text
+    token. `head` holds the tokens before the prefix. Raises ValueError on a template without its
+    places, and on a tokenizer without an end-of-text token.
     """
 
-    def __init__(self, template, tokenizer, max_answer=150, max_prompt=512):
+    def __init__(self, template: str, tokenizer, max_answer=150, max_prompt=512):
         if template.count("{audio}") != 1 or "{instruction}" not in template:
-            raise ValueError(
-                f"template {template!r} needs {{audio}} once, and {{instruction}} after it"
-            )
+            raise ValueError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
         self.before, self.after = template.split("{audio}")
         if "{instruction}" in self.before:
             raise ValueError(
-                f"template {template!r}: what comes before {{audio}} is the same for all samples, "
+                f"template {template!r}: the text before {{audio}} is the same for all samples, "
                 "so {instruction} must come after it"
             )
-        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
         if tokenizer.eos_token_id is None:
-            raise ValueError(
-                "the tokenizer has no end-of-text token, and an answer could never end"
-            )
-        start = (
-            [tokenizer.bos_token_id]
-            if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id)
-            else []
-        )
-        self.head = (
-            start + self.ids([self.before])[0]
-        )  # what precedes the prefix, with <s> where there is one
-        # SentencePiece puts the space in by itself; byte-level BPE wants it said.
+            raise ValueError("the tokenizer has no end-of-text token: an answer could never end")
+        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
+        self.head = self.ids([self.before])[0]
+        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
+            self.head = [tokenizer.bos_token_id, *self.head]
+        # SentencePiece adds this space by itself; byte-level BPE does not.
         self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
 
-    def ids(self, texts):
-        each = list(dict.fromkeys(texts))  # instructions and labels are few
-        known = (
-            self.tokenizer(
-                each,
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
-            if each
-            else []
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text. Equal ones are tokenised once: labels and instructions repeat."""
+        if not texts:
+            return []
+        distinct = list(dict.fromkeys(texts))
+        encoded = self.tokenizer(
+            distinct,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
-        known = dict(zip(each, known))
-        return [known[t] for t in texts]
+        known = dict(zip(distinct, encoded["input_ids"]))
+        return [known[text] for text in texts]
 
-    def prompts(self, instructions, tags=None):
+    def prompts(self, instructions: list[str], tags: list[str] | None = None) -> list[list[int]]:
         """Token ids after the prefix, one list per instruction."""
-        tags = tags or [""] * len(instructions)
-        texts = [
-            self.after.replace("{tag} ", f"{t} " if t else "")
-            .replace("{tag}", t)
-            .replace("{instruction}", i)
-            for i, t in zip(instructions, tags)
-        ]
+        texts = []
+        for instruction, tag in zip(instructions, tags or [""] * len(instructions)):
+            text = self.after if tag else self.after.replace("{tag} ", "")
+            texts.append(text.replace("{tag}", tag).replace("{instruction}", instruction))
         return [ids[: self.max_prompt] for ids in self.ids(texts)]
 
-    def encode(self, samples):
-        """Per sample (ids, number of them that are prompt): head + prompt + answer + end; the prefix goes after `head`."""
-        prompts = self.prompts(
-            [s["instruction"] for s in samples], [s.get("tag") or "" for s in samples]
-        )
-        answers = [
-            s["answer"][0] if isinstance(s["answer"], list) else s["answer"] for s in samples
-        ]
-        answers = self.ids([self.space + a.strip() for a in answers])
+    def encode(self, samples: list[dict]) -> list[tuple[list[int], int]]:
+        """Of each sample: head + prompt + answer + end, and the number of tokens before the answer.
+
+        The prefix goes after `head`. Of several references the first is the answer.
+        """
+        tags = [sample.get("tag") or "" for sample in samples]
+        prompts = self.prompts([sample["instruction"] for sample in samples], tags)
+        answers = [sample["answer"] for sample in samples]
+        answers = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+        answers = self.ids([self.space + answer.strip() for answer in answers])
+        end = [self.tokenizer.eos_token_id]
         return [
-            (
-                self.head + p + a[: self.max_answer] + [self.tokenizer.eos_token_id],
-                len(self.head) + len(p),
-            )
-            for p, a in zip(prompts, answers)
+            (self.head + prompt + answer[: self.max_answer] + end, len(self.head) + len(prompt))
+            for prompt, answer in zip(prompts, answers)
         ]
 
 
 class Block(nn.Module):
     """Pre-norm transformer layer with ReLU and MLP ratio 2; no bias on q, k, v; no dropout."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.kv = (
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, 2 * width, bias=False),
-        )
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x, last=0):
-        """x (B, T, W) -> (B, T, W), or (B, last, W): the last positions only, which attend to all."""
+    def forward(self, x: Tensor, last: int = 0) -> Tensor:
+        """x (B, T, W) -> (B, T, W), or of its last positions alone (B, last, W)."""
         h = self.norm1(x)
-        x, g = x[:, -last:], h[:, -last:]  # [:, -0:] is all of it
-        split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(
-            1, 2
-        )  # (B, heads, T, W / heads)
-        k, v = self.kv(h).chunk(2, dim=-1)
-        a = F.scaled_dot_product_attention(split(self.q(g)), split(k), split(v))
-        x = x + self.out(a.transpose(1, 2).flatten(2))
+        x, queries = x[:, -last:], self.q(h[:, -last:])  # [:, -0:] is all of it
+        keys, values = self.kv(h).chunk(2, dim=-1)
+        q, k, v = (
+            rearrange(part, "b t (h d) -> b h t d", h=self.heads)
+            for part in (queries, keys, values)
+        )
+        a = F.scaled_dot_product_attention(q, k, v)  # (B, heads, last or T, W / heads)
+        x = x + self.out(rearrange(a, "b h t d -> b t (h d)"))
         return x + self.fc2(F.relu(self.fc1(self.norm2(x))))
 
 
 class Mapper(nn.Module):
-    """The transformer that turns a CLAP vector into soft tokens (section 3.2; details as in the released weights).
+    """CLAP vectors (B, dim_in), of any length -> soft tokens (B, prefix, dim_out). Section 3.2.
 
-    (B, dim_in), of any length -> (B, prefix, dim_out). The vector becomes `tokens` tokens, `prefix` learned queries follow
-    them, and the queries' outputs are projected to the LLM's width. No positions, no final norm.
+    The vector becomes `tokens` tokens, and `prefix` learned queries follow them. The queries'
+    outputs are projected to the LLM's width. No positions, no final norm: details as in the
+    released weights. Raises ValueError where `heads` does not divide `width`.
     """
 
-    def __init__(self, dim_in, width, dim_out, prefix=40, tokens=40, layers=8, heads=8):
+    def __init__(
+        self, dim_in: int, width: int, dim_out: int, prefix=40, tokens=40, layers=8, heads=8
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
@@ -178,229 +174,230 @@ class Mapper(nn.Module):
         self.proj = nn.Linear(width, dim_out)
         self.tokens, self.prefix = tokens, prefix
 
-    def forward(self, z):
-        z = F.normalize(z, dim=-1)
-        x = self.linear(z).unflatten(-1, (self.tokens, -1))  # (B, tokens, W)
-        x = torch.cat(
-            [x, self.queries.expand(len(z), -1, -1).to(x.dtype)], dim=1
-        )  # (B, tokens + prefix, W)
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.linear(F.normalize(z, dim=-1))
+        x = rearrange(x, "b (t w) -> b t w", t=self.tokens)
+        queries = repeat(self.queries, "p w -> b p w", b=len(z)).to(x.dtype)
+        x = torch.cat([x, queries], dim=1)  # (B, tokens + prefix, W)
         for block in self.blocks[:-1]:
             x = block(x)
-        return self.proj(self.blocks[-1](x, last=self.prefix))  # (B, prefix, D_llm)
+        return self.proj(self.blocks[-1](x, last=self.prefix))  # (B, prefix, dim_out)
+
+
+def freeze(llm: nn.Module, config: MATSConfig) -> nn.Module:
+    """The LLM without gradients and without dropout, in config.llm_dtype.
+
+    Raises ValueError where its logits are not its output embedding of the last hidden state.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(llm.config, name, None) not in (None, 1, 1.0):
+            raise ValueError(
+                f"{config.llm}: logits with {name} are not supported, "
+                "since the loss reads the output embedding directly"
+            )
+    for module in llm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False)
+
+
+def add_lora(llm: nn.Module, config: MATSConfig) -> nn.Module:
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_targets.split(",") if config.lora_targets else None,
+        fan_in_fan_out=llm.config.model_type == "gpt2",
+    )
+    return get_peft_model(llm, lora)
 
 
 class MATS(nn.Module):
-    """Mapper + frozen causal LM + LoRA. `llm` and `tokenizer` may be given, else config.llm is loaded.
+    """Mapper + frozen causal LM + LoRA. Only the mapper and LoRA are trained.
 
-    Trained are the mapper and the LoRA weights, nothing else. The LLM's own dropout is switched off: it is frozen.
+    llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
+    weights. `santa` is the memory that a trained model brings along, or None. Raises ValueError on
+    a template, tokenizer or LLM that cannot be used.
     """
 
-    def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora=None):
+    def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):
         super().__init__()
         self.config, self.santa = config, None
         self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
         self.template = Template(config.template, self.tokenizer, config.max_answer)
-        llm = llm or AutoModelForCausalLM.from_pretrained(
-            config.llm, dtype=getattr(torch, config.llm_dtype)
-        )
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(llm.config, name, None) not in (None, 1, 1.0):
-                raise ValueError(
-                    f"{config.llm}: logits with {name} are not supported, since the loss reads the output "
-                    "embedding directly"
-                )
-        for module in llm.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False)
+        if llm is None:
+            dtype = getattr(torch, config.llm_dtype)
+            llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
+        llm = freeze(llm, config)
         if lora:
             self.llm = PeftModel.from_pretrained(llm, lora, is_trainable=True)
         else:
-            self.llm = get_peft_model(
-                llm,
-                LoraConfig(
-                    task_type="CAUSAL_LM",
-                    r=config.lora_rank,
-                    lora_alpha=config.lora_alpha,
-                    lora_dropout=config.lora_dropout,
-                    target_modules=config.lora_targets.split(",") if config.lora_targets else None,
-                    fan_in_fan_out=llm.config.model_type == "gpt2",
-                ),
-            )
-        self.mapper = Mapper(
-            config.dim,
-            config.width,
-            self.embed.embedding_dim,
-            config.prefix,
-            config.tokens,
-            config.layers,
-            config.heads,
-        )
-        self.maskless = llm.config._attn_implementation == "sdpa" and not getattr(
-            llm.config, "sliding_window", None
-        )
-        limit = getattr(llm.config, "max_position_embeddings", None)
-        self.room = (
-            limit or 1 << 30
-        ) - config.prefix  # positions left for the prompt and the answer
+            self.llm = add_lora(llm, config)
+        shape = config.prefix, config.tokens, config.layers, config.heads
+        self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, *shape)
+        sliding = getattr(llm.config, "sliding_window", None)
+        self.maskless = llm.config._attn_implementation == "sdpa" and not sliding
+        positions = getattr(llm.config, "max_position_embeddings", None) or 1 << 30
+        self.room = positions - config.prefix  # left for the prompt and the answer
 
     @property
-    def embed(self):
+    def embed(self) -> nn.Embedding:
         return self.llm.get_base_model().get_input_embeddings()
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.mapper.queries.device
 
-    def trainable(self):
-        """name -> parameter, of all that is trained."""
-        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All trained parameters by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def train(self, mode=True):
-        """In training all padding stands on the right, where causal attention needs no mask; generation pads on the left, and does."""
+    def train(self, mode: bool = True):
+        """Training pads on the right: causal attention needs no mask there. Generation does."""
         if self.maskless:
             self.llm.get_base_model().set_attn_implementation("causal" if mode else "sdpa")
         return super().train(mode)
 
-    def inputs(self, z, ids):
-        """z (B, D), ids (B, T) -> (B, P + T, D_llm): the prefix goes in after the template's head."""
+    def inputs(self, z: Tensor, ids: Tensor) -> Tensor:
+        """z (B, D), ids (B, T) -> (B, P + T, D_llm): the prefix follows the template's head."""
         head = len(self.template.head)
         words, prefix = self.embed(ids), self.mapper(z)
         return torch.cat([words[:, :head], prefix.to(words.dtype), words[:, head:]], dim=1)
 
-    def forward(self, z, ids, answer):
-        """Mean cross-entropy over the answer tokens (Eq. 2).
+    def forward(self, z: Tensor, ids: Tensor, answer: Tensor) -> Tensor:
+        """Mean cross-entropy over the answer tokens (Eq. 2), a scalar.
 
-        z (B, D): CLAP vectors, noise included; ids (B, T): head + prompt + answer + end, padded on the right;
-        answer (N,): where in ids.view(-1) the answers' tokens stand. Logits are computed for them and for nothing else. (Places and not a
-        mask, whose count a GPU would have to be waited for: no step of this waits.)
+        z (B, D): CLAP vectors, noise included; ids (B, T): head + prompt + answer + end, padded on
+        the right; answer (N,): indices of the answers' tokens into ids.view(-1). Only these get
+        logits. Indices rather than a mask: counting a mask's ones would force a GPU sync.
         """
         P, T = self.config.prefix, ids.shape[1]
-        model = self.llm.get_base_model()
-        # Padding stands to the right of all that counts, so under causal attention no mask is needed.
-        hidden = model.base_model(
-            inputs_embeds=self.inputs(z, ids), use_cache=False
-        ).last_hidden_state  # (B, P + T, D)
-        hidden = hidden.flatten(0, 1).index_select(
-            0, answer + (answer // T + 1) * P - 1
-        )  # (N, D), one before each answer token
-        logits = model.get_output_embeddings()(hidden)  # (N, V)
+        llm = self.llm.get_base_model()
+        # All padding stands to the right of the answers: under causal attention, no mask is needed.
+        x = self.inputs(z, ids)
+        hidden = llm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state  # (B, P + T, D)
+        # Token t of row b has index a = b T + t. It stands at t + P, behind the prefix, and the
+        # position before it predicts it. With all rows joined that is position
+        #     b (P + T) + t + P - 1  =  a + (b + 1) P - 1,   where b = a // T.
+        before = answer + (answer // T + 1) * P - 1
+        hidden = rearrange(hidden, "b t d -> (b t) d").index_select(0, before)  # (N, D)
+        logits = llm.get_output_embeddings()(hidden)  # (N, V)
         return F.cross_entropy(logits.float(), ids.flatten()[answer])
 
     @torch.no_grad()
-    def generate(self, z, instructions, tags=None, batch_size=64, progress=None, **decoding):
-        """Answers as a list of B strings.
+    def generate(
+        self, z: Tensor, instructions: list, tags=None, batch_size=64, progress=None, **decoding
+    ) -> list[str]:
+        """B answers. An answer never depends on the rest of its batch.
 
-        z (B, D): bridged CLAP vectors; instructions: B strings; decoding: keywords of transformers' generate (greedy,
-        and at most `max_answer` new tokens, unless they say otherwise). Prompts are sorted by length, batched, and padded on
-        the left as a whole, so an answer does not depend on what else is in its batch. progress: called with each
-        batch's size.
+        z (B, D): bridged CLAP vectors; decoding: keywords of transformers' generate (by default
+        greedy, at most `max_answer` new tokens); progress: called with each batch's size. Raises
+        ValueError where a prompt and its answer exceed the LLM's positions.
         """
         was_training = self.training
         self.eval()
-        decoding = {
-            "max_new_tokens": self.config.max_answer,
-            "do_sample": False,
-            "num_beams": 1,
-        } | decoding
-        # Given by keyword, transformers spares the first tokens of a left-padded answer the penalty (5.23), so that it would
-        # depend on the batch; handed over as a processor it counts every generated token.
-        penalty = decoding.pop("repetition_penalty", None)
-        processors = LogitsProcessorList(
-            [RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty else []
-        )
-        head, pad = self.template.head, self.tokenizer.eos_token_id
-        prompts = [head + p for p in self.template.prompts(list(instructions), tags)]
-        for p in prompts:
-            if len(p) + decoding["max_new_tokens"] > self.room:
-                raise ValueError(
-                    f"a prompt of {len(p)} tokens and {decoding['max_new_tokens']} new ones do not fit the "
-                    f"{self.room} positions that {self.config.llm} has left; lower max_new_tokens"
-                )
+        greedy = {"max_new_tokens": self.config.max_answer, "do_sample": False, "num_beams": 1}
+        decoding = greedy | decoding
+        prompts = [self.template.head + p for p in self.template.prompts(list(instructions), tags)]
+        longest, new = max(map(len, prompts), default=0), decoding["max_new_tokens"]
+        if longest + new > self.room:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {new} new ones do not fit the {self.room} "
+                f"positions that {self.config.llm} has left; lower max_new_tokens"
+            )
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers = [""] * len(prompts)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            T = max(len(prompts[i]) for i in rows)
-            left = torch.tensor([T - len(prompts[i]) for i in rows], device=self.device)
-            ids = torch.tensor(
-                [prompts[i] + [pad] * (T - len(prompts[i])) for i in rows], device=self.device
-            )
-            x = self.inputs(
-                z[rows].to(self.device), ids.view(len(rows), T)
-            )  # (b, P + T, D), padded on the right
-            steps = torch.arange(x.shape[1], device=self.device)
-            x = x.gather(
-                1, ((steps - left[:, None]) % x.shape[1])[..., None].expand_as(x)
-            )  # rotated: padded on the left
-            out = self.llm.generate(
-                inputs_embeds=x,
-                attention_mask=(steps >= left[:, None]).long(),
-                logits_processor=processors,
-                pad_token_id=pad,
-                eos_token_id=pad,
-                **decoding,
-            )
-            for i, text in zip(rows, self.tokenizer.batch_decode(out, skip_special_tokens=True)):
+            said = self.generate_batch(z[rows], [prompts[i] for i in rows], decoding)
+            for i, text in zip(rows, said):
                 answers[i] = text.strip()
             if progress:
                 progress(len(rows))
         self.train(was_training)
         return answers
 
-    def flops(self, text, answer):
-        """FLOP of a training step per sample with `text` positions of text, `answer` of them the answer's: 2 per weight and position forward,
-        and as many backward for each gradient that is needed, the weight's and the input's. Attention's products, 2 to 3 % more, are not counted."""
-        count = lambda module: sum(p.numel() for p in module.parameters())
-        m, c, llm = self.mapper, self.config, self.llm.get_base_model()
-        last = m.blocks[-1]  # of which the tokens need keys and values alone
-        blocks = (
-            count(m.blocks) * c.prefix + (count(m.blocks) - count(last) + count(last.kv)) * c.tokens
+    def generate_batch(self, z: Tensor, prompts: list[list[int]], decoding: dict) -> list[str]:
+        """Answers to b prompts, padded on the left as a whole: head and prefix are shifted too."""
+        T, pad = max(map(len, prompts)), self.tokenizer.eos_token_id
+        ids = torch.tensor([ids + [pad] * (T - len(ids)) for ids in prompts], device=self.device)
+        left = torch.tensor([[T - len(ids)] for ids in prompts], device=self.device)  # (b, 1)
+        x = self.inputs(z.to(self.device), ids.view(len(prompts), T))  # padded on the right
+        steps = torch.arange(x.shape[1], device=self.device)
+        source = repeat((steps - left) % len(steps), "b t -> b t d", d=x.shape[2])
+        x = x.gather(1, source)  # rotated: padded on the left, (b, P + T, D_llm)
+        # Given by keyword, transformers (5.23) spares the first tokens of a left-padded answer the
+        # penalty, and the answer would depend on its batch. A processor counts every new token.
+        decoding = dict(decoding)
+        penalty = decoding.pop("repetition_penalty", None)
+        processors = [RepetitionPenaltyLogitsProcessor(float(penalty))] if penalty else []
+        out = self.llm.generate(
+            inputs_embeds=x,
+            attention_mask=(steps >= left).long(),
+            logits_processor=LogitsProcessorList(processors),
+            pad_token_id=pad,
+            eos_token_id=pad,
+            **decoding,
         )
-        return (
-            4 * count(m.linear)
-            + 6 * (blocks + count(m.proj) * c.prefix)
-            + 4 * (count(llm.base_model) - count(self.embed)) * (c.prefix + text)
-            + 4 * count(llm.get_output_embeddings()) * answer
-        )
+        return self.tokenizer.batch_decode(out, skip_special_tokens=True)
+
+    def flops(self, text: float, answer: float) -> float:
+        """FLOP of a training step per sample of `text` positions, of which `answer` the answer's.
+
+        2 per weight and position forward, and 2 backward for each gradient that is needed: the
+        weight's and the input's. Attention's products, 2 to 3 % more, are not counted.
+        """
+
+        def count(module):
+            return sum(p.numel() for p in module.parameters())
+
+        mapper, llm = self.mapper, self.llm.get_base_model()
+        blocks, last = count(mapper.blocks), mapper.blocks[-1]
+        on_queries = blocks + count(mapper.proj)
+        on_tokens = blocks - count(last) + count(last.kv)  # the last block drops the tokens
+        trained = on_queries * self.config.prefix + on_tokens * self.config.tokens
+        frozen = (count(llm.base_model) - count(self.embed)) * (self.config.prefix + text)
+        head = count(llm.get_output_embeddings()) * answer
+        return 4 * count(mapper.linear) + 6 * trained + 4 * (frozen + head)
 
     # --- files ---
 
-    def save_pretrained(self, directory, llm=None):
-        """config.json, mapper.safetensors, lora/ (which peft itself can load), and Santa's memory where there is one.
+    def save_pretrained(self, directory) -> None:
+        """Writes config.json, mapper.safetensors, lora/ (peft can load it), and Santa's memory.
 
-        The frozen LLM is not saved but named: a local folder by its path from `directory`, so that both can move together.
+        The frozen LLM and CLAP are not saved but named. A local folder is named by its path from
+        `directory`, so that both can move together.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        config = asdict(self.config)
-        config = {k: config[k] for k in (f.name for f in fields(MATSConfig))}
+        config = {f.name: getattr(self.config, f.name) for f in fields(MATSConfig)}
         for key in ("llm", "clap"):
             if os.path.exists(config[key]):
                 config[key] = os.path.relpath(config[key], directory)
         (directory / "config.json").write_text(json.dumps(config, indent=1))
-        save_file(
-            {k: v.contiguous() for k, v in self.mapper.state_dict().items()},
-            directory / "mapper.safetensors",
-        )
+        mapper = {name: t.contiguous() for name, t in self.mapper.state_dict().items()}
+        save_file(mapper, directory / "mapper.safetensors")
         peft_config = self.llm.peft_config["default"]
-        name, peft_config.base_model_name_or_path = (
-            peft_config.base_model_name_or_path,
-            config["llm"],
-        )
+        loaded_from = peft_config.base_model_name_or_path
+        peft_config.base_model_name_or_path = config["llm"]
         self.llm.save_pretrained(directory / "lora", save_embedding_layers=False)
-        peft_config.base_model_name_or_path = name
+        peft_config.base_model_name_or_path = loaded_from
         if self.santa is not None:
             self.santa.save(directory / "santa.safetensors")
 
     @classmethod
-    def from_pretrained(cls, directory, llm=None, tokenizer=None):
-        """A model as save_pretrained wrote it, in eval mode. Raises FileNotFoundError, naming what is missing."""
+    def from_pretrained(cls, directory, llm=None, tokenizer=None) -> "MATS":
+        """A model as save_pretrained wrote it, in eval mode.
+
+        Raises FileNotFoundError, naming the missing file.
+        """
         directory = Path(directory)
         for name in ("config.json", "mapper.safetensors", "lora"):
             if not (directory / name).exists():
                 raise FileNotFoundError(
-                    f"{directory} holds no trained MATS: {name} is missing (train one: torchrun train.py)"
+                    f"{directory} holds no trained MATS: {name} is missing "
+                    "(train one: torchrun train.py)"
                 )
         config = MATSConfig(**json.loads((directory / "config.json").read_text()))
         for key in ("llm", "clap"):
@@ -413,44 +410,27 @@ class MATS(nn.Module):
             model.santa = Santa.load(directory / "santa.safetensors")
         return model.eval()
 
-    def import_official(self, path):
-        """Fills mapper and LoRA from the released checkpoint (`LBanBan/MATS`), whose dict `model` holds audio_mapper.*,
-        audio_llama_proj.*, llama_model.*lora_{A,B}* and an unused ln_audio.*.
+    def import_official(self, path) -> None:
+        """Fills mapper and LoRA from the released checkpoint (`LBanBan/MATS`).
 
-        Raises ValueError when a tensor is missing, unknown or of another shape, or when the file cannot be read without
-        running code from it.
+        Its dict `model` holds audio_mapper.*, audio_llama_proj.*, llama_model.*lora_{A,B}*, and an
+        unused ln_audio.*. Raises ValueError where a tensor is missing, unknown or of another shape,
+        or where the file cannot be read without running code from it.
         """
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)["model"]
         except pickle.UnpicklingError as e:
             raise ValueError(
-                f"{path} holds more than tensors ({e}); in a sandbox, load it in full once and save "
-                "{'model': checkpoint['model']} alone with torch.save"
+                f"{path} holds more than tensors ({e}); in a sandbox, load it in full once and "
+                "save {'model': checkpoint['model']} alone with torch.save"
             ) from e
         mapper, lora, unknown = {}, {}, []
-        names = {
-            "linear": "linear",
-            "prefix_const": "queries",
-            "attn.to_queries": "q",
-            "attn.to_keys_values": "kv",
-            "attn.project": "out",
-            "mlp.fc1": "fc1",
-            "mlp.fc2": "fc2",
-            "norm1": "norm1",
-            "norm2": "norm2",
-        }
         for key, tensor in state.items():
             part, _, rest = key.partition(".")
             if part == "audio_llama_proj":
                 mapper[f"proj.{rest}"] = tensor
             elif part == "audio_mapper":
-                where, rest = (
-                    ("", rest)
-                    if not rest.startswith("transformer.layers.")
-                    else (f"blocks.{rest.split('.')[2]}.", rest.split(".", 3)[3])
-                )
-                old = next((n for n in names if rest == n or rest.startswith(n + ".")), None)
-                mapper[where + (names[old] + rest[len(old) :] if old else rest)] = tensor
+                mapper[our_name(rest)] = tensor
             elif part == "llama_model" and ".lora_" in rest:
                 lora[rest.replace(".default.", ".")] = tensor
             elif part != "ln_audio":
@@ -460,9 +440,24 @@ class MATS(nn.Module):
         except RuntimeError as e:
             raise ValueError(f"{path} does not fit this mapper: {e}") from e
         result = set_peft_model_state_dict(self.llm, lora)
-        missing = [k for k in result.missing_keys if "lora_" in k]
-        if missing or result.unexpected_keys or unknown:
+        missing = [key for key in result.missing_keys if "lora_" in key]
+        unknown = [*result.unexpected_keys, *unknown]
+        if missing or unknown:
             raise ValueError(
-                f"{path} does not fit this model: missing {missing[:3]}, "
-                f"unknown {(list(result.unexpected_keys) + unknown)[:3]}"
+                f"{path} does not fit this model: missing {missing[:3]}, unknown {unknown[:3]}"
             )
+
+
+def our_name(released: str) -> str:
+    """transformer.layers.0.attn.to_queries.weight -> blocks.0.q.weight, and so on."""
+    names = {
+        "transformer.layers": "blocks",
+        "prefix_const": "queries",
+        "attn.to_queries": "q",
+        "attn.to_keys_values": "kv",
+        "attn.project": "out",
+        "mlp.": "",
+    }
+    for theirs, ours in names.items():
+        released = released.replace(theirs, ours)
+    return released

@@ -310,12 +310,10 @@ def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path
         )
         return [batches[i : i + 4] for i in range(0, 160, 4)]  # four processes' micro-batches
 
-    waits = lambda updates: np.mean(
-        [
-            max(b["ids"].shape[1] for b in u) / np.mean([b["ids"].shape[1] for b in u])
-            for u in updates
-        ]
-    )
+    def waits(updates):
+        lengths = np.array([[batch["ids"].shape[1] for batch in update] for update in updates])
+        return np.mean(lengths.max(1) / lengths.mean(1))
+
     assert all(len({b["source"] for b in u}) == 1 for u in rows(4)) and any(
         len({b["source"] for b in u}) > 1 for u in rows(1)
     )

@@ -44,7 +44,7 @@ def batch_of(model, n=6):
 
 
 def test_mapper_is_the_released_architecture():
-    """Against torch's own layers: pre-norm attention over [tokens, queries], ReLU, ratio 2, the last `prefix` outputs."""
+    """Against torch's own layers: pre-norm attention over [tokens, queries], ReLU, ratio 2."""
     torch.manual_seed(0)
     mapper, z = Mapper(16, 32, 24, prefix=6, tokens=4, layers=3, heads=4), torch.randn(5, 16)
     x = F.linear(F.normalize(z, dim=-1), mapper.linear.weight, mapper.linear.bias).view(5, 4, 32)
@@ -102,7 +102,7 @@ def lengths(model):
 
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_loss_is_that_of_full_logits_on_answers_alone(tokenizer, make):
-    """Against transformers' own loss over labels that are -100 off the answers; and the same gradients."""
+    """Against transformers' own loss over labels, -100 off the answers; and the same gradients."""
     model = build(tokenizer, make, lora_dropout=0.0).eval()
     z, ids, answer = batch_of(model)
     x = model.inputs(z, ids)
@@ -152,7 +152,7 @@ def test_padding_changes_nothing(tokenizer):
 
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
-    """On fake tensors, which have shapes and no values: whatever would make the host wait for a GPU's numbers raises. No GPU needed."""
+    """On fake tensors, which have no values: whatever asks for a number, and so waits, raises."""
     model, seen = build(tokenizer, make, llm_dtype="bfloat16").train(), []
     batch = batch_of(model)
 
@@ -178,9 +178,10 @@ def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
     )  # the mapper's layers and the LLM's two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_compiled_it_is_one_graph_for_all_lengths_and_the_same_numbers(tokenizer, make):
-    """Dynamo and autograd's tracing as train.py --compile has them; the last stage, inductor's, is left out, since it takes minutes on a CPU."""
+    """Dynamo and autograd's tracing as in train.py --compile, without inductor (minutes)."""
     model = build(tokenizer, make, lora_dropout=0.0).train()
     batches = lengths(model)
     plain = [gradients(model, model, b) for b in batches]
@@ -192,8 +193,9 @@ def test_compiled_it_is_one_graph_for_all_lengths_and_the_same_numbers(tokenizer
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 def test_compiled_in_many_parts_by_ddp_it_is_the_same(tokenizer, tmp_path, monkeypatch):
-    """DistributedDataParallel has the graph cut at its gradient buckets; here they are small, and so many."""
+    """DistributedDataParallel cuts the graph at its gradient buckets; here there are many."""
     model = build(tokenizer, lora_dropout=0.0).train()
     batches = lengths(model)
     plain, parts = [gradients(model, model, b) for b in batches], []
@@ -217,9 +219,10 @@ def test_compiled_in_many_parts_by_ddp_it_is_the_same(tokenizer, tmp_path, monke
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["gpt2", "llama"])
 def test_flops_are_those_that_torch_counts(size):
-    """At the true sizes, on fake tensors; less attention's, which the formula leaves out, as its docstring says."""
+    """At the true sizes, on fake tensors, less attention's, which the formula leaves out."""
     model = sized(size, Machine("cpu", "bfloat16"), meta=True)
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         model = fake(model)
@@ -297,10 +300,9 @@ def test_save_and_load(tokenizer, tmp_path):
     assert str(tmp_path) not in (tmp_path / "run/model/lora/adapter_config.json").read_text()
 
     (tmp_path / "run").rename(tmp_path / "moved")
-    (tmp_path / "moved" / "model").rename(
-        tmp_path / "model"
-    )  # one level up: the base is found by ../llm no more
-    with pytest.raises(Exception):
+    # one level up, where ../llm is no language model
+    (tmp_path / "moved" / "model").rename(tmp_path / "model")
+    with pytest.raises(OSError, match="llm"):
         MATS.from_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
     (tmp_path / "model").rename(tmp_path / "run" / "model")
@@ -320,10 +322,13 @@ def test_save_and_load(tokenizer, tmp_path):
 
 
 def test_import_of_the_released_layout(tokenizer, tmp_path):
-    """A synthetic checkpoint under the released key names, with separate query and key-value matrices."""
+    """A synthetic checkpoint under the released key names."""
     model = build(tokenizer, llama)
     g = torch.Generator().manual_seed(3)
-    rand = lambda *shape: torch.randn(*shape, generator=g) * 0.1
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=g) * 0.1
+
     state = {
         "ln_audio.weight": rand(8),
         "ln_audio.bias": rand(8),
