@@ -1,4 +1,4 @@
-"""MATS-Audio (section 4.1, B.2): MATS-LLaMA's configuration, supervised by audio instead of text, on AudioAIA (Table S6).
+"""MATS-Audio (section 4.1, B.2): MATS-LLaMA supervised by audio, on AudioAIA (Table S6).
 
 torchrun --nproc_per_node=2 train.py mats_audio
 """

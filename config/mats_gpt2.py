@@ -1,12 +1,13 @@
-"""MATS-GPT2 (section 4.1): 90,000 updates of 128, lr 5e-5 linear after 2,000 of warm-up; two A100s in the paper.
+"""MATS-GPT2 (section 4.1): 90,000 updates of 128, on two A100s in the paper.
 
 torchrun --nproc_per_node=2 train.py mats_gpt2
-torchrun --nproc_per_node=2 train.py mats_gpt2 --skip_missing      with those of the sources that you have
-torchrun --nproc_per_node=2 train.py mats_gpt2 --val=SHARDS        and the loss on shards that you keep for it
+torchrun --nproc_per_node=2 train.py mats_gpt2 --skip_missing    without sources that are missing
+torchrun --nproc_per_node=2 train.py mats_gpt2 --val=SHARDS      with the loss on held-out shards
 """
 
-# The weights of the released training, by shards/audiotia.py's sources; WavCaps' 200 by the size of its parts. RAVDESS and AudioSet's weak
-# labels, which Table S5 names, have none there: give them one to use them.
+# The released training's weights, by the sources of shards/audiotia.py; WavCaps' 200 is divided by
+# the size of its parts. RAVDESS and AudioSet's weak labels (Table S5) have no weight there: give
+# them one to use them.
 audiotia = {
     "openaqa": 300,
     "musicqa": 300,

@@ -1,4 +1,4 @@
-"""MATS-LLaMA (section 4.1): 90,000 updates of 96 (the paper counts micro-steps), lr 3e-5 cosine after 3,000 of warm-up.
+"""MATS-LLaMA (section 4.1): 90,000 updates of 96; the paper counts micro-steps.
 
 torchrun --nproc_per_node=2 train.py mats_llama
 """

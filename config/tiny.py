@@ -1,4 +1,7 @@
-"""The tiny world on a laptop's CPU: `torchrun train.py && python eval.py`. shards/tiny/world.py makes what it needs."""
+"""The tiny world on a laptop's CPU, which shards/tiny/world.py makes first.
+
+torchrun train.py && python eval.py
+"""
 
 config = dict(
     out="out/tiny",

@@ -1,0 +1,118 @@
+"""A training run's log.jsonl, a line each `log_every` updates and each validation; and its plot."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import write_atomic
+from distributed import Ranks
+
+PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s, for MFU
+
+
+class Meter:
+    """Sums since the last line of the log. Those on the device are read only when it is written."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.broken, self.skipped = ranks, 0, 0  # the last two of the whole run
+        self.in_a_row = torch.zeros((), device=ranks.device)  # skipped updates
+        self.restart()
+
+    def restart(self) -> None:
+        self.loss = self.updates = self.left_out = torch.zeros((), device=self.ranks.device)
+        self.samples = self.positions = self.answers = 0
+        self.since = time.time()
+
+    def add_batch(self, batch: dict) -> None:
+        self.samples += len(batch["ids"])
+        self.positions += batch["ids"].numel()
+        self.answers += len(batch["answer"])
+        for problem in batch["broken"]:
+            self.broken += 1
+            tqdm.write(f"left out: {problem}", file=sys.stderr)
+
+    def add_update(self, loss: Tensor, good: Tensor) -> None:
+        self.loss = self.loss + torch.where(good, loss, 0.0)
+        self.updates = self.updates + good
+        self.left_out = self.left_out + ~good
+        self.in_a_row = torch.where(good, 0.0, self.in_a_row + 1)
+
+    def line(self, step: int, norm: Tensor, run) -> dict:
+        """The updates since the last line. Only here does the loop wait for the device."""
+        sums = torch.stack([self.loss, self.updates, self.left_out, self.in_a_row])
+        loss, updates, left_out, in_a_row = (self.ranks.sum(sums) / self.ranks.size).tolist()
+        self.skipped += int(left_out)
+        self.in_a_row = torch.full_like(self.in_a_row, in_a_row)
+        cfg = run.cfg
+        if in_a_row >= cfg.patience:
+            sys.exit(
+                f"the last {int(in_a_row)} updates before step {step} were skipped, because their "
+                f"gradients are not finite; {cfg.out}/state.pt holds the last saved state. A lower "
+                "--lr, or --dtype=float32, may help"
+            )
+        seconds, ranks = time.time() - self.since, self.ranks.size
+        rate = self.samples * ranks / seconds
+        positions = self.samples * cfg.prefix + self.positions
+        flop = run.model.flops(self.positions / self.samples, self.answers / self.samples)
+        peak = peak_of(self.ranks.device)
+        line = {
+            "step": step,
+            "loss": round(loss / updates, 5) if updates else None,
+            "grad_norm": round(float(norm), 4) if math.isfinite(norm) else None,
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "samples_per_s": round(rate, 1),
+            "tokens_per_s": round(positions * ranks / seconds, 1),
+            "tflops": round(rate * flop / 1e12, 3),
+            "mfu": round(rate * flop / ranks / peak, 4) if peak else None,
+            "broken": self.broken,
+            "skipped": self.skipped,
+        }
+        self.restart()
+        return line
+
+
+def peak_of(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for gpu, flops in PEAK.items() if gpu in name), None)
+
+
+def read(out: Path) -> list[dict]:
+    """The lines of log.jsonl; a kill may have cut the last one."""
+    path = out / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def rewrite(out: Path, lines: list[dict]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def append(out: Path, **line) -> None:
+    with open(out / "log.jsonl", "a") as f:
+        f.write(json.dumps(line) + "\n")
+
+
+def plot(out: Path) -> None:
+    """loss.png, from log.jsonl."""
+    from matplotlib.figure import Figure
+
+    lines = read(out)
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for key, marker in (("loss", None), ("val_loss", "o")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            label = key.replace("_", " ")
+            axis.plot(*zip(*points), marker=marker, ms=3, lw=1, label=label)
+    axis.set(xlabel="step", ylabel="cross-entropy per answer token")
+    axis.legend(frameon=False)
+    figure.savefig(out / "loss.png", dpi=120)
