@@ -248,14 +248,6 @@ class Run:
         """Micro-batches of an update in each process."""
         return self.cfg.batch_size // (self.cfg.micro_batch * self.ranks.size)
 
-    @property
-    def unchecked(self) -> bool:
-        """Whether the update that it resumes from has yet to be validated."""
-        if not self.validation or not due(self.start, self.cfg.val_every, self.cfg):
-            return False
-        checked = {line["step"] for line in log.read(self.out) if "val_loss" in line}
-        return self.start > 0 and self.start not in checked
-
 
 def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
     """The run in `out`, new or resumed; None: it is trained."""
@@ -348,9 +340,15 @@ def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
 
 
 def is_trained(out: Path, cfg: TrainConfig, start: int) -> bool:
-    """Whether the last update is saved, and its model too."""
+    """Whether the last update is saved, its model too, and validated."""
     written = out / "model" / "step.json"
-    return start == cfg.steps and written.exists() and json.loads(written.read_text()) == start
+    if start < cfg.steps or not written.exists() or json.loads(written.read_text()) != start:
+        return False
+    return not cfg.val or is_validated(out, start)
+
+
+def is_validated(out: Path, step: int) -> bool:
+    return any(line["step"] == step and "val_loss" in line for line in log.read(out))
 
 
 def save(run: "Run", step: int) -> None:
@@ -432,7 +430,8 @@ def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
         ranks.say(f"{cfg.out} is trained ({cfg.steps:,} steps); next: python eval.py")
         return
     ranks.say(summary(run))
-    if run.unchecked:  # killed after its last state was saved, and before it was validated
+    pending = run.validation and run.start and due(run.start, cfg.val_every, cfg)
+    if pending and not is_validated(run.out, run.start):  # killed after it was saved
         check(run, run.start)
     stream, meter = read(run), Meter(ranks)
     bar = tqdm(initial=run.start, total=cfg.steps, unit=" steps", disable=not ranks.master)

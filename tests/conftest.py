@@ -1,5 +1,7 @@
 """Small stand-ins that all tests share: a tokenizer, tiny language models, shards of samples."""
 
+import io
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from servers import random_llms, server  # noqa: F401, fixtures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,6 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import eval as evaluation
+from clap import CLAP, CLAPConfig
+from mats import MATS, MATSConfig
+from santa import Santa
 from shards.writer import ShardWriter
 
 torch.set_num_threads(2)
@@ -47,45 +54,85 @@ def shared():
 def tokenizer():
     """A byte-level BPE tokenizer like GPT-2's, trained on a few sentences."""
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer, tok.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
     lines = [f"A {a} calls {p}. Generate audio caption." for a in ANIMALS for p in PLACES]
-    tok.train_from_iterator(
-        lines,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<|endoftext|>"],
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
+    end, letters = "<|endoftext|>", pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[end], show_progress=False, initial_alphabet=letters
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    )
+    tok.train_from_iterator(lines, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=end, bos_token=end)
 
 
 def gpt2(vocab=400, seed=0):
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=128)
-    )
+    config = GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    return GPT2LMHeadModel(config)
 
 
 def llama(vocab=400, seed=0):
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-        )
-    )
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 128}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **heads, **sizes))
+
+
+def small_clap(tokenizer):
+    """A CLAP with random weights: 16-d, one second at 8 kHz."""
+    torch.manual_seed(0)
+    text = dict(n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    tower = dict(depths=[1, 1], num_attention_heads=[2, 2], window_size=4)
+    audio = dict(spec_size=64, patch_embeds_hidden_size=16, **tower)
+    sound = dict(sample_rate=8000, seconds=1.0, hop=128, fmax=4000.0)
+    config = CLAPConfig(text=text, audio=audio, dim=16, max_tokens=64, **sound)
+    return CLAP(config, tokenizer).freeze()
+
+
+def flac(seed, seconds=1.5):
+    """The bytes of a noise at 8 kHz."""
+    buffer, wave = io.BytesIO(), np.random.default_rng(seed).normal(size=int(8000 * seconds)) * 0.1
+    sf.write(buffer, wave, 8000, format="FLAC")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory, tokenizer):
+    """A model that never learned anything, its CLAP, and two benchmarks; one clip is no sound."""
+    root = tmp_path_factory.mktemp("project")
+    small_clap(tokenizer).save_pretrained(root / "clap")
+    gpt2(len(tokenizer)).save_pretrained(root / "llm")
+    tokenizer.save_pretrained(root / "llm")
+    sizes = dict(dim=16, prefix=4, tokens=4, width=32, layers=1, heads=2, max_answer=6)
+    model = MATS(MATSConfig(llm=str(root / "llm"), clap=str(root / "clap"), **sizes))
+    generator = torch.Generator().manual_seed(0)
+    model.santa = Santa.build(torch.randn(40, 16), m=40, k=4, generator=generator)
+    model.save_pretrained(root / "run" / "model")
+    for name, task in (("sound", "cls"), ("yesno", "aqa")):
+        with ShardWriter(root / "bench" / name) as writer:
+            for i, s in enumerate(make_samples(20)):
+                answer = ANIMALS[i % 8] if task == "cls" else "yes"
+                data = flac(i // 2) if i != 7 else b"no sound"  # pairs share a clip
+                writer.write({**s, "task": task, "answer": answer}, audio=("flac", data))
+    (root / "bench" / "sound" / "labels.json").write_text(json.dumps(ANIMALS))
+    return root
+
+
+def options(project, *more):
+    """eval.py's command line for the project."""
+    folders = ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench")]
+    return [*folders, "--columns", "text,none,shift,santa", *more]
+
+
+def results_of(out):
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def evaluated(project):
+    """The project's results."""
+    evaluation.main(options(project))
+    return project / "run/eval"
 
 
 def make_samples(n, source="farm", seed=0):

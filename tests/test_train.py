@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import re
@@ -14,102 +13,58 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
-from conftest import gpt2, llama, make_samples, write_samples
+from conftest import flac, gpt2, llama, make_samples, small_clap, write_samples
 
 import config
 import train
-from clap import CLAP, CLAPConfig
+from clap import load_clap
 from mats import MATS
+from shards.embed import embed
 from shards.writer import ShardWriter
 from train import TrainConfig, lr_at
 
 ROOT = Path(__file__).parent.parent
-SMALL = dict(
-    build="",
-    template="{audio}{instruction}",
-    dim=16,
-    prefix=4,
-    tokens=4,
-    width=32,
-    layers=2,
-    heads=2,
-    max_answer=16,
-    memory=60,
-    clusters=5,
-    batch_size=16,
-    micro_batch=8,
-    steps=30,
-    lr=3e-3,
-    warmup=5,
-    lanes=4,
-    workers=1,
-    log_every=10,
-    val_every=30,
-    save_every=10,
-    device="cpu",
-    dtype="float32",
-    compile=False,
-    llm_dtype="float32",
-    mixture={},
-)
+MODEL = dict(dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, llm_dtype="float32")
+DATA = dict(build="", mixture={}, memory=60, clusters=5, batch_size=16, micro_batch=8, lanes=4)
+LOOP = dict(steps=30, lr=3e-3, warmup=5, log_every=10, val_every=30, save_every=10, workers=1)
+KIND = dict(template="{audio}{instruction}", max_answer=16, dtype="float32", compile=False)
+SMALL = MODEL | DATA | LOOP | KIND | dict(device="cpu")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tokenizer):
-    """Shards with vectors, shards without, shards with audio, a small LM of each architecture, a small CLAP."""
+    """Shards with vectors, without, with audio; a small LM of each architecture; a small CLAP."""
     root = tmp_path_factory.mktemp("world")
     for part, n in (("train", 120), ("val", 16)):
         for name in ("farm", "zoo"):
-            write_samples(
-                root / part / name, make_samples(n, name, seed=len(part + name)), per_shard=30
-            )
+            samples = make_samples(n, name, seed=len(part + name))
+            write_samples(root / part / name, samples, per_shard=30)
     for name, make in (("gpt2", gpt2), ("llama", llama)):
         make(len(tokenizer)).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    torch.manual_seed(0)
-    small = CLAPConfig(
-        text=dict(n_embd=32, n_layer=1, n_head=2, n_positions=64),
-        dim=16,
-        sample_rate=8000,
-        seconds=1.0,
-        hop=128,
-        fmax=4000.0,
-        max_tokens=64,
-        audio=dict(
-            spec_size=64,
-            patch_embeds_hidden_size=16,
-            depths=[1, 1],
-            num_attention_heads=[2, 2],
-            window_size=4,
-        ),
-    )
-    CLAP(small, tokenizer).freeze().save_pretrained(root / "clap")
+    small_clap(tokenizer).save_pretrained(root / "clap")
     write_samples(root / "live", make_samples(40), vectors=False)
     with ShardWriter(root / "audio") as writer:
         for i, s in enumerate(make_samples(24)):
-            buffer = io.BytesIO()
-            sf.write(buffer, np.random.default_rng(i).normal(size=12000) * 0.1, 8000, format="FLAC")
-            writer.write(
-                {**s, "text": None}, audio=("flac", buffer.getvalue() if i != 5 else b"no sound")
-            )
+            data = flac(i) if i != 5 else b"no sound"
+            writer.write({**s, "text": None}, audio=("flac", data))
     return root
 
 
 def arguments(world, out, **changes):
-    fields = (
-        SMALL
-        | dict(
-            out=str(out),
-            train=str(world / "train"),
-            val=str(world / "val"),
-            llm=str(world / "gpt2"),
-            clap=str(world / "clap"),
-        )
-        | changes
-    )
+    shards = dict(train=str(world / "train"), val=str(world / "val"))
+    models = dict(llm=str(world / "gpt2"), clap=str(world / "clap"))
+    fields = SMALL | shards | models | dict(out=str(out)) | changes
     return [f"--{k}={v}" for k, v in fields.items()]
+
+
+def lines_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(out):
+    return [line["loss"] for line in lines_of(out) if "loss" in line]
 
 
 def weights(out):
@@ -118,17 +73,13 @@ def weights(out):
 
 
 class Run(subprocess.Popen):
-    """train.py as its users start it; what it prints goes to a file, so that a full pipe cannot stop it."""
+    """train.py as its users start it. It prints to a file, so that a full pipe cannot stop it."""
 
     def __init__(self, argv, processes=0, **env):
-        launch = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-            if processes
-            else []
-        )
-        self.log = tempfile.TemporaryFile("w+")
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115, open as long as the process
         super().__init__(
-            [sys.executable, *launch, "train.py", *argv],
+            [sys.executable, *(launch if processes else []), "train.py", *argv],
             cwd=ROOT,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -166,16 +117,20 @@ def whole(world):
     return out
 
 
+@pytest.fixture(scope="module")
+def finished(world):
+    """An uninterrupted run in this process."""
+    train.main(arguments(world, world / "finished"))
+    return world / "finished"
+
+
+@pytest.mark.slow
 def test_it_learns_and_says_so(whole, tokenizer):
-    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30] and losses[
-        -1
-    ] < losses[0]
-    assert lines[-1]["val_loss"] < losses[0]
-    assert all(
-        line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 for line in lines if "loss" in line
-    )
+    lines = [line for line in lines_of(whole) if "loss" in line]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines_of(whole)[-1]["val_loss"] < lines[0]["loss"]
+    assert all(line["samples_per_s"] > 0 and line["tokens_per_s"] > 0 for line in lines)
     assert (whole / "loss.png").stat().st_size > 5000
     model = MATS.from_pretrained(whole / "model")
     step, trained = weights(whole)
@@ -185,6 +140,7 @@ def test_it_learns_and_says_so(whole, tokenizer):
     assert len(model.generate(torch.randn(2, 16), ["Generate audio caption."] * 2)) == 2
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, whole):
     out = world / "killed"
     argv = arguments(world, out)
@@ -198,50 +154,49 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
     (_, a), (_, b) = weights(whole), weights(out)
     assert all(torch.equal(a[n], b[n]) for n in a)
     mine, theirs = (
-        [
-            (l["step"], l.get("loss"), l.get("val_loss"))
-            for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())
-        ]
+        [(line["step"], line.get("loss"), line.get("val_loss")) for line in lines_of(o)]
         for o in (out, whole)
     )
     assert mine == theirs
 
 
+def test_a_validation_that_a_kill_prevented_is_made_up_for(world, finished, tmp_path):
+    """States are saved before they are validated."""
+    shutil.copytree(finished, tmp_path / "run")
+    lines = lines_of(finished)
+    kept = [json.dumps(line) + "\n" for line in lines if "val_loss" not in line]
+    (tmp_path / "run/log.jsonl").write_text("".join(kept))
+    argv = [a for a in arguments(world, finished) if not a.startswith("--out")]
+    train.main([*argv, f"--out={tmp_path / 'run'}"])
+    assert lines_of(tmp_path / "run") == lines
+
+
+@pytest.mark.slow
 def test_two_processes_are_one(world, whole):
     out = world / "two"
     Run(arguments(world, out), processes=2).finish()
     (_, a), (_, b) = weights(whole), weights(out)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
-    losses = [
-        [
-            l["loss"]
-            for l in map(json.loads, (o / "log.jsonl").read_text().splitlines())
-            if "loss" in l
-        ]
-        for o in (whole, out)
-    ]
+    losses = [losses_of(o) for o in (whole, out)]
     np.testing.assert_allclose(*losses, rtol=1e-4)  # of both, not of the first alone
 
 
-def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, whole, capsys):
-    before = (whole / "state.pt").stat().st_mtime_ns
-    train.main(arguments(world, whole))
-    assert (
-        "is trained" in capsys.readouterr().out
-        and (whole / "state.pt").stat().st_mtime_ns == before
-    )
+def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, finished, capsys):
+    before = (finished / "state.pt").stat().st_mtime_ns
+    train.main(arguments(world, finished))
+    assert "is trained" in capsys.readouterr().out
+    assert (finished / "state.pt").stat().st_mtime_ns == before
     with pytest.raises(SystemExit, match="another lr.*--fresh"):
-        train.main(arguments(world, whole, lr=1e-2))
+        train.main(arguments(world, finished, lr=1e-2))
 
 
-def test_killed_between_the_last_state_and_its_model(world, whole, tmp_path):
+def test_killed_between_the_last_state_and_its_model(world, finished, tmp_path):
     """The model that eval.py reads is of the last step, whenever the kill came."""
-    shutil.copytree(whole, tmp_path / "run")
-    argv = [a for a in arguments(world, whole) if not a.startswith("--out")] + [
-        f"--out={tmp_path / 'run'}"
-    ]
-    want = MATS.from_pretrained(whole / "model").trainable()
+    shutil.copytree(finished, tmp_path / "run")
+    argv = [a for a in arguments(world, finished) if not a.startswith("--out")]
+    argv += [f"--out={tmp_path / 'run'}"]
+    want = MATS.from_pretrained(finished / "model").trainable()
     for damage in (
         lambda: shutil.rmtree(tmp_path / "run/model"),
         lambda: (tmp_path / "run/model/step.json").write_text("20"),
@@ -249,57 +204,27 @@ def test_killed_between_the_last_state_and_its_model(world, whole, tmp_path):
         damage()
         train.main(argv)
         model = MATS.from_pretrained(tmp_path / "run/model")
-        assert (
-            all(torch.equal(p, want[n]) for n, p in model.trainable().items())
-            and model.santa is not None
-        )
+        assert all(torch.equal(p, want[n]) for n, p in model.trainable().items())
+        assert model.santa is not None
 
 
 def test_live_text_is_cached_text(world, tmp_path):
     """Encoding in the loop gives the loss that shards embedded beforehand give."""
-    from clap import load_clap
-    from shards.embed import embed
-
-    embed(
-        world / "live", tmp_path / "cached", load_clap(str(world / "clap")), "small", progress=False
-    )
-    losses = []
+    clap = load_clap(str(world / "clap"))
+    embed(world / "live", tmp_path / "cached", clap, "small", progress=False)
+    losses, short = [], dict(val="", steps=4, log_every=1, save_every=4, memory=20)
     for name, path in (("a", world / "live"), ("b", tmp_path / "cached")):
-        train.main(
-            arguments(
-                world,
-                tmp_path / name,
-                train=str(path),
-                val="",
-                steps=4,
-                log_every=1,
-                save_every=4,
-                memory=20,
-            )
-        )
-        losses.append(
-            [
-                json.loads(l)["loss"]
-                for l in (tmp_path / name / "log.jsonl").read_text().splitlines()
-            ]
-        )
+        train.main(arguments(world, tmp_path / name, train=str(path), **short))
+        losses.append(losses_of(tmp_path / name))
     np.testing.assert_allclose(*losses, rtol=2e-3)  # cached vectors are float16
 
 
 def test_audio_supervision(world, tmp_path, capfd):
-    argv = arguments(
-        world,
-        tmp_path,
-        train=str(world / "audio"),
-        val="",
-        supervision="audio",
-        steps=6,
-        save_every=6,
-        log_every=6,
-    )
-    train.main(argv)
+    short = dict(val="", steps=6, save_every=6, log_every=6)
+    audio = dict(train=str(world / "audio"), supervision="audio")
+    train.main(arguments(world, tmp_path, **audio, **short))
     assert "farm.5" in capfd.readouterr().err  # the clip that is no sound is named
-    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    line = lines_of(tmp_path)[-1]
     assert line["broken"] >= 1 and np.isfinite(line["loss"])
     assert MATS.from_pretrained(tmp_path / "model").santa is None  # nothing to bridge
     with pytest.raises(SystemExit, match="supervision=audio"):
@@ -309,53 +234,30 @@ def test_audio_supervision(world, tmp_path, capfd):
 @pytest.mark.parametrize("name", ["mats_gpt2", "mats_llama", "mats_audio"])
 def test_the_papers_configs_run_with_small_weights(world, tmp_path, name):
     paper = config.load(TrainConfig, [name])
-    argv = arguments(
-        world,
-        tmp_path,
-        steps=2,
-        save_every=2,
-        log_every=1,
-        val="",
-        micro_batch=paper.batch_size // 4,
-        llm=str(world / ("gpt2" if name == "mats_gpt2" else "llama")),
-        train=str(world / ("audio" if name == "mats_audio" else "train")),
-    )
-    own = (
-        "template",
-        "batch_size",
-        "warmup",
-        "lr",
-        "max_answer",
-    )  # of which the config's own are kept
+    llm = world / ("gpt2" if name == "mats_gpt2" else "llama")
+    shards = world / ("audio" if name == "mats_audio" else "train")
+    short = dict(steps=2, save_every=2, log_every=1, val="", micro_batch=paper.batch_size // 4)
+    argv = arguments(world, tmp_path, llm=str(llm), train=str(shards), **short)
+    own = ("template", "batch_size", "warmup", "lr", "max_answer")  # the config's are kept
     train.main([name] + [a for a in argv if a[2:].split("=")[0] not in own])
-    lines = [json.loads(l) for l in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 2 and np.isfinite(lines[-1]["loss"])
-    want = dict(
-        mats_gpt2=(128, 5e-5, "linear", 2000),
-        mats_llama=(96, 3e-5, "cosine", 3000),
-        mats_audio=(96, 3e-5, "cosine", 3000),
-    )
-    assert (paper.batch_size, paper.lr, paper.schedule, paper.warmup) == want[name]
-    assert (
-        paper.steps,
-        paper.variance,
-        paper.prefix,
-        paper.layers,
-        paper.lora_rank,
-        paper.lora_alpha / paper.lora_rank,
-        paper.lora_dropout,
-        paper.memory,
-        paper.clusters,
-    ) == (90_000, 0.015, 40, 8, 8, 4, 0.1, 5172, 100)  # section 4.1
+    last = lines_of(tmp_path)[-1]
+    assert last["step"] == 2 and np.isfinite(last["loss"])
+    schedule = paper.batch_size, paper.lr, paper.schedule, paper.warmup
+    if name == "mats_gpt2":  # section 4.1
+        assert schedule == (128, 5e-5, "linear", 2000)
+    else:
+        assert schedule == (96, 3e-5, "cosine", 3000)
+    assert (paper.steps, paper.variance, paper.prefix, paper.layers) == (90_000, 0.015, 40, 8)
+    lora = paper.lora_rank, paper.lora_alpha / paper.lora_rank, paper.lora_dropout
+    assert lora == (8, 4, 0.1) and (paper.memory, paper.clusters) == (5172, 100)
 
 
 def test_learning_rate():
     c = TrainConfig(steps=110, warmup=10, lr=1.0, warmup_from=0.0)
     assert [lr_at(s, c) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 0.5, 1, 0.5, 0])
     c.schedule = "cosine"
-    assert [lr_at(s, c) for s in (10, 35, 60, 110)] == pytest.approx(
-        [1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0]
-    )
+    want = [1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0]
+    assert [lr_at(s, c) for s in (10, 35, 60, 110)] == pytest.approx(want)
 
 
 @pytest.mark.parametrize(
@@ -376,22 +278,22 @@ def test_wrong_settings_are_refused_by_name(argv, message):
 
 
 def test_settings_come_from_file_then_command_line():
-    c = config.load(
-        TrainConfig,
-        ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False", "--fresh"],
-    )
-    assert (c.lr, c.steps, c.mixture, c.compile, c.fresh, c.batch_size) == (
-        1e-4,
-        7,
-        {"a": 2},
-        False,
-        True,
-        128,
-    )
-    assert (
-        config.load(TrainConfig, ["--lr=1"]).lr == 1.0
-        and asdict(config.load(TrainConfig, []))["width"] == 128
-    )
+    argv = ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False"]
+    c = config.load(TrainConfig, [*argv, "--fresh"])
+    assert (c.lr, c.steps, c.mixture, c.batch_size) == (1e-4, 7, {"a": 2}, 128)
+    assert c.fresh and not c.compile
+    assert config.load(TrainConfig, ["--lr=1"]).lr == 1.0
+    assert asdict(config.load(TrainConfig, []))["width"] == 128
+
+
+def test_help_prints_every_field_with_its_comment(capsys):
+    with pytest.raises(SystemExit) as end:
+        config.load(TrainConfig, ["mats_llama", "--help"])
+    lines = {line.split("=")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert end.value.code is None
+    for name in asdict(TrainConfig()):
+        assert re.search(r"=.+  \S.*", lines[f"--{name}"]), f"{name} has no comment"
+    assert "3e-05" in lines["--lr"] and "the highest learning rate" in lines["--lr"]
 
 
 @pytest.mark.parametrize("bad", [{12}, {3, 4, 5, 6, 20}])
@@ -404,51 +306,40 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(world, tmp_path, mo
         return made * float("nan") if generator.initial_seed() in bad else made
 
     monkeypatch.setattr(train, "add_noise", noise)
-    train.main(
-        arguments(world, tmp_path / "a", batch_size=8, steps=24, val="", save_every=24, log_every=4)
-    )
-    lines = [json.loads(l) for l in (tmp_path / "a/log.jsonl").read_text().splitlines()]
-    assert lines[-1]["skipped"] == len(bad) and all(np.isfinite(l["loss"]) for l in lines)
+    short = dict(batch_size=8, steps=24, val="", save_every=24, log_every=4)
+    train.main(arguments(world, tmp_path / "a", **short))
+    assert lines_of(tmp_path / "a")[-1]["skipped"] == len(bad)
+    assert np.isfinite(losses_of(tmp_path / "a")).all()
     assert all(torch.isfinite(t).all() for t in weights(tmp_path / "a")[1].values())
     state = torch.load(tmp_path / "a/state.pt", weights_only=True)["optimizer"]["state"]
-    assert {int(s["step"]) for s in state.values()} == {
-        24 - len(bad)
-    }  # the optimizer has not seen them
+    assert {int(s["step"]) for s in state.values()} == {24 - len(bad)}
 
 
 def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_path, monkeypatch):
     real = train.add_noise
-    monkeypatch.setattr(
-        train,
-        "add_noise",
-        lambda z, v, g: real(z, v, g) * (float("nan") if g.initial_seed() >= 12 else 1.0),
-    )
-    argv = arguments(
-        world, tmp_path, batch_size=8, steps=40, val="", save_every=10, log_every=2, patience=4
-    )
+
+    def noise(z, variance, generator):
+        made = real(z, variance, generator)
+        return made * float("nan") if generator.initial_seed() >= 12 else made
+
+    monkeypatch.setattr(train, "add_noise", noise)
+    short = dict(batch_size=8, steps=40, val="", save_every=10, log_every=2, patience=4)
+    argv = arguments(world, tmp_path, **short)
     with pytest.raises(SystemExit, match="the last 4 updates before step 16 were skipped"):
         train.main(argv)
     step, trained = weights(tmp_path)
     assert step == 10 and all(torch.isfinite(t).all() for t in trained.values())
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named(world, tmp_path):
-    """The other does not wait for it for ever, and says what to do; also where the one that hangs hosts what they talk through."""
+    """The other ends and says what to do, also where the one that hangs hosts their store."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
     argv = arguments(world, tmp_path, steps=100_000, timeout=0.12, val="")
-    ranks = [
-        Run(
-            argv,
-            RANK=str(r),
-            LOCAL_RANK=str(r),
-            WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for r in range(2)
-    ]
+    group = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    ranks = [Run(argv, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(2)]
     try:
         ranks[0].until((tmp_path / "model" / "step.json").exists)
         time.sleep(2)  # by now each has told the other
@@ -457,23 +348,21 @@ def test_a_rank_that_hangs_is_named(world, tmp_path):
     finally:
         for r in ranks:
             r.kill()
-    assert re.search(
-        r"no update has been finished for 0.12 minutes; rank 0 finished update \d+ and no longer answers; rank 1 finished update \d+\."
-        r".*same command goes on",
-        ranks[1].printed(),
-    )
+    stand = r"rank 0 finished update \d+ and no longer answers; rank 1 finished update \d+\."
+    said = rf"no update has been finished for 0.12 minutes; {stand}.*same command resumes"
+    assert re.search(said, ranks[1].printed())
     assert all(torch.isfinite(t).all() for t in weights(tmp_path)[1].values())
 
 
+@pytest.mark.slow
 def test_one_of_several_that_fails_ends_at_once(world, tmp_path):
-    run = Run(
-        arguments(world, tmp_path, steps=100_000, val="", lr=1e30, patience=3, log_every=5),
-        processes=2,
-    )
+    diverging = dict(steps=100_000, val="", lr=1e30, patience=3, log_every=5)
+    run = Run(arguments(world, tmp_path, **diverging), processes=2)
     assert run.wait(90) == 1
     assert "updates before step" in run.printed() and "were skipped" in run.printed()
 
 
+@pytest.mark.slow
 def test_a_reader_that_dies_is_named(world, tmp_path):
     run = Run(arguments(world, tmp_path, steps=100_000, val=""))
     run.until((tmp_path / "state.pt").exists)
@@ -492,19 +381,8 @@ def test_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_compiled_in_bfloat16_it_learns_what_a_cpu_learns(world, tmp_path):
-    losses = []
-    for name, more in (
-        ("cpu", {}),
-        ("cuda", dict(compile=True, dtype="bfloat16", llm_dtype="bfloat16")),
-    ):
-        train.main(
-            arguments(world, tmp_path / name, device=name, lora_dropout=0.0, variance=0.0, **more)
-        )
-        losses.append(
-            [
-                l["loss"]
-                for l in map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
-                if "loss" in l
-            ]
-        )
-    np.testing.assert_allclose(*losses, rtol=0.03)
+    fast = dict(compile=True, dtype="bfloat16", llm_dtype="bfloat16")
+    for name, more in (("cpu", {}), ("cuda", fast)):
+        still = dict(device=name, lora_dropout=0.0, variance=0.0)
+        train.main(arguments(world, tmp_path / name, **still, **more))
+    np.testing.assert_allclose(*(losses_of(tmp_path / n) for n in ("cpu", "cuda")), rtol=0.03)

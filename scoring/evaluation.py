@@ -1,0 +1,163 @@
+"""One model on one folder of benchmarks: the settings, and the place of each result."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from clap import load_clap
+from data import DataError, Source, sha256
+from distributed import Ranks
+from mats import MATS
+from scoring.encoders import text_encoder
+from scoring.tasks import BENCHMARKS
+
+DECODING = {
+    "greedy": {},
+    "official": {  # of the released script
+        "num_beams": 4,
+        "max_new_tokens": 200,
+        "repetition_penalty": 2.0,
+        "no_repeat_ngram_size": 2,
+    },
+    "beam": {"num_beams": 4},  # of caption models
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that changes a prediction, beside the clip and the bridge."""
+
+    model: str  # digest of the checkpoint's files
+    crop: str  # of clips longer than CLAP's window
+    tags: bool
+    decoding: dict  # keywords of generate
+
+
+@dataclass
+class Evaluation:
+    """One model on one folder of benchmarks. Results are stored, and stored ones are used.
+
+    Raises DataError where the model, a benchmark or its labels are missing, and on a bad option.
+    """
+
+    ckpt: Path
+    shards: Path
+    out: Path
+    ranks: Ranks
+    bench: str = "all"
+    crop: str = "center"
+    tags: bool = True
+    decoding: str = "greedy"
+    match: str = "clap"  # encoders of text matching, comma-separated
+    template: str = "sound of {}"  # text matching: the text of a label
+    judge: str | None = None
+    batch: int = 128
+    vectors: Path | None = None  # folder of another evaluation of the same CLAP
+    encoded: dict = field(default_factory=dict)  # benchmark -> Encoded
+
+    def __post_init__(self):
+        if "{}" not in self.template:
+            raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
+        if not (self.ckpt / "config.json").exists():
+            raise DataError(f"{self.ckpt} holds no trained model; first: torchrun train.py")
+        self.names = self.find_benchmarks()
+        self.sources = {name: Source(self.shards / name) for name in self.names}
+        self.labels = {name: self.read_labels(name) for name in self.names}
+        model = digest([sha256(path) for path in files(self.ckpt)])
+        self.protocol = Protocol(model, self.crop, self.tags, keywords(self.decoding))
+        clap = json.loads((self.ckpt / "config.json").read_text())["clap"]
+        self.clap_name = str(self.ckpt / clap) if (self.ckpt / clap).exists() else clap
+
+    def find_benchmarks(self) -> list[str]:
+        found = [name for name in BENCHMARKS if (self.shards / name / "index.json").exists()]
+        names = found if self.bench == "all" else self.bench.split(",")
+        missing = sorted(set(names) - set(found))
+        if not found or missing:
+            raise DataError(
+                f"no shards for {', '.join(missing) or 'any benchmark'} under {self.shards}; "
+                f"there are: {', '.join(found) or 'none'}; known: {', '.join(BENCHMARKS)}"
+            )
+        return names
+
+    def read_labels(self, name: str) -> list[str] | None:
+        path = self.shards / name / "labels.json"
+        if not BENCHMARKS[name].classes and not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}, the list of {name}'s classes, cannot be read: {error}"
+            ) from error
+
+    @cached_property
+    def vector_keys(self) -> dict[str, str]:
+        """Of each benchmark a digest of all that its vectors are made of."""
+        clap = [sha256(path) for path in files(Path(self.clap_name))] or self.clap_name
+        return {
+            name: digest(clap, self.crop, source.index["hash"])
+            for name, source in self.sources.items()
+        }
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Of each benchmark a digest of all that its predictions are made of, but the bridge."""
+        protocol = asdict(self.protocol)
+        return {name: digest(protocol, key) for name, key in self.vector_keys.items()}
+
+    @cached_property
+    def vector_folder(self) -> Path:
+        return self.vectors or self.out / "vectors"
+
+    @cached_property
+    def clap(self):
+        clap = load_clap(self.clap_name)
+        if isinstance(clap, torch.nn.Module):
+            clap.to(self.ranks.device)
+        return clap
+
+    @cached_property
+    def model(self) -> MATS:
+        return MATS.from_pretrained(self.ckpt).to(self.ranks.device)
+
+    @cached_property
+    def encoders(self) -> dict[str, Callable]:
+        """Text matching's encoders by name: list of str -> (n, D) unit rows."""
+        device = self.ranks.device
+        return {
+            name: text_encoder(name, lambda: self.clap, device) for name in self.match.split(",")
+        }
+
+    def like(self, ckpt: Path, out: Path) -> "Evaluation":
+        """The same evaluation of another model of the same CLAP; the audio is not encoded again."""
+        return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, encoded={})
+
+    def predictions(self, name: str, column: str) -> Path:
+        return self.out / column / f"{name}.{self.keys[name]}.jsonl"
+
+
+def digest(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return [path for path in found if path.suffix in (".safetensors", ".json", ".pth")]
+
+
+def keywords(decoding: str) -> dict:
+    """generate's keywords: of a named way of decoding, or given as JSON."""
+    if decoding in DECODING:
+        return DECODING[decoding]
+    try:
+        return dict(json.loads(decoding))
+    except (ValueError, TypeError):
+        example = '{"num_beams": 8}'
+        raise DataError(
+            f"--decoding {decoding}: neither {', '.join(DECODING)} nor JSON such as '{example}'"
+        ) from None

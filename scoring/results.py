@@ -1,0 +1,106 @@
+"""From scores to files: results.json, report.md, report.html, results.png."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from data import read_source, write_atomic
+from scoring import report
+from scoring.evaluation import DECODING, Evaluation
+from scoring.tasks import BENCHMARKS
+
+
+def describe(e: Evaluation, columns: list[str], n: dict[str, int]) -> dict:
+    """The results without the scores; n: rows of each benchmark."""
+    made = asdict(e.protocol)
+    made["decoding"] = next(
+        (name for name, words in DECODING.items() if words == e.protocol.decoding),
+        json.dumps(e.protocol.decoding),
+    )
+    return {
+        "ckpt": str(e.ckpt),
+        "made": made,
+        "notes": notes(e),
+        "titles": {name: BENCHMARKS[name].title for name in e.names},
+        "n": n,
+        "clips": {name: e.sources[name].index.get("published", n[name]) for name in e.names},
+        "headline": {},
+        "chance": {},
+        "clap": {},
+        "columns": {column: {} for column in columns},
+        "benchmarks": {},
+    }
+
+
+def notes(e: Evaluation) -> list[str]:
+    encoders = ["CLAP’s text tower" if name == "clap" else name for name in e.encoders]
+    lines = [
+        f"ACC and mAP: text matching with {' and '.join(encoders)}, label template {e.template!r}.",
+        "Chance: an answer that did not listen. Intervals: 95 % bootstrap over items; CIDEr-D's "
+        "document frequencies are those of the whole set.",
+    ]
+    if any("mmau" in name for name in e.names):
+        lines.append(
+            "MMAU's labels are those of the file that the shards were built from; "
+            "v05.15.25 differs from the paper's."
+        )
+    if "clothoaqa" in e.names:
+        lines.append("ClothoAQA: the paper's sizes fit the majority rule.")
+    if not e.tags:
+        lines.append("Without the released code's tags.")
+    return lines
+
+
+def write(e: Evaluation, results: dict, predictions: dict, measured: dict) -> None:
+    """results.json, report.md, report.html, results.png, and MMAU's file to hand in."""
+    rows = {}
+    for (column, name), said in predictions.items():
+        scores = measured[column, name][results["headline"][name]].per_item
+        rows[column, name] = said if scores is None else with_scores(said, scores, name)
+        if name == "mmau":
+            write_submission(e.out / column / "mmau.submission.json", said)
+    clips = {}
+
+    def sound(name, row):
+        """(extension, bytes) of the row's clip. One pass brings all clips that the page shows."""
+        if name not in clips:
+            last = [column for column, benchmark in rows if benchmark == name][-1]
+            shown = report.choose(rows[last, name], report.SAMPLES, name)
+            keys = {row["key"] for row in shown}
+            found = read_source(e.sources[name], audio=True)
+            clips[name] = {s["key"]: (s["kind"], s["audio"]) for s in found if s["key"] in keys}
+        return clips[name].get(row["key"])
+
+    write_atomic(e.out / "report.md", report.markdown(results).encode())
+    write_atomic(e.out / "report.html", report.html(results, rows, sound).encode())
+    report.plot(results, e.out / "results.png")
+    # last: it says that all is there
+    write_json(e.out / "results.json", results)
+
+
+def write_json(path: Path, value) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+
+
+def with_scores(rows: list[dict], scores: Tensor, name: str) -> list[dict]:
+    """Each row with its own score, from 0 to 1, where it has one."""
+    most = 10 if name.startswith("airbench") else 1  # a judge's
+    scored = zip(rows, scores.tolist())
+    return [row if math.isnan(s) else {**row, "score": s / most} for row, s in scored]
+
+
+def write_submission(path: Path, rows: list[dict]) -> None:
+    said = [
+        {
+            "id": row["id"],
+            "question": row["instruction"],
+            "choices": row["choices"],
+            "task": row["category"],
+            "model_prediction": row["prediction"],
+        }
+        for row in rows
+    ]
+    write_json(path, said)
