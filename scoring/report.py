@@ -100,8 +100,8 @@ def span(interval, digits=3):
 
 def size(results, name):
     """How many clips of a benchmark were scored."""
-    n, clips = results["n"][name], results["clips"][name]
-    return f"{n:,}" if n == clips else f"{n:,} of {clips:,}"
+    n, total = results["n"][name], results["clips"][name]
+    return f"{n:,}" if n == total else f"{n:,} of {total:,}"
 
 
 def at(scores, name, metric):
@@ -109,20 +109,15 @@ def at(scores, name, metric):
     return scores.get(name, {}).get(metric)
 
 
-def metrics_of(results, name):
-    """A benchmark's metrics, the headline first."""
-    metrics = [results["headline"][name]]
-    for scores in [*results["columns"].values(), results["clap"], results["chance"]]:
-        metrics += scores.get(name, {})
-    return list(dict.fromkeys(metrics))
-
-
 def lines(results):
-    """Yields (benchmark, metric, [CLAP's cell, each column's cell]): a line of a table."""
+    """Yields (benchmark, metric, [CLAP's cell, each column's cell]), the headline metrics first."""
+    columns = list(results["columns"].values())
     for name in results["titles"]:
-        for metric in metrics_of(results, name):
-            sources = [results["clap"], *results["columns"].values()]
-            yield name, metric, [at(scores, name, metric) for scores in sources]
+        metrics = [results["headline"][name]]
+        for scores in [*columns, results["clap"], results["chance"]]:
+            metrics += scores.get(name, {})
+        for metric in dict.fromkeys(metrics):
+            yield name, metric, [at(scores, name, metric) for scores in (results["clap"], *columns)]
 
 
 def tables(results) -> tuple[list[Table], list[str]]:
@@ -156,8 +151,10 @@ def score_table(results, reasons):
 
 def shown(cell, reasons):
     """A cell's value, or a dash with the number of the reason why it has none."""
-    if cell is None or cell["value"] is not None:
-        return number(cell["value"] if cell else None)
+    if cell is None:
+        return "–"
+    if cell["value"] is not None:
+        return number(cell["value"])
     why = cell.get("why") or "no value, and no reason given"
     if why not in reasons:
         reasons.append(why)
@@ -223,10 +220,13 @@ def theirs(entry):
         model: f"{score:.{digits}f}{entry['marks'].get(model, '')}"
         for model, score in scores.items()
     }
-    others = sorted((m for m in scores if m not in MATS), key=scores.get, reverse=True)
-    text_only = ", ".join(f"{m} {printed[m]}" for m in others if m in TEXT_ONLY)
-    with_audio = ", ".join(f"{m} {printed[m]}" for m in others if m not in TEXT_ONLY)
-    return [*(printed.get(m, "–") for m in MATS), text_only or "–", with_audio or "–"]
+    text_only, with_audio = [], []
+    for model in sorted(scores, key=scores.get, reverse=True):
+        if model not in MATS:
+            group = text_only if model in TEXT_ONLY else with_audio
+            group.append(f"{model} {printed[model]}")
+    others = [", ".join(group) or "–" for group in (text_only, with_audio)]
+    return [*(printed.get(model, "–") for model in MATS), *others]
 
 
 def setting(value):
@@ -338,7 +338,7 @@ def svg(results):
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
-        draw(results, ink="#010203").savefig(buffer, format="svg")
+        draw(results, ink="#010203").savefig(buffer, format="svg")  # no other part has this ink
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])
     return text.replace("#010203", "currentColor")
@@ -357,14 +357,14 @@ def choose(rows: list[dict], n: int, seed) -> list[dict]:
     return [rows[i] for i in sorted(order[:n])]
 
 
-def player(found, left):
+def player(audio, left):
     """(data URL of a clip's audio, why there is none): one of them is empty.
 
-    found: (extension, bytes). left: bytes that the benchmark's audio may still take.
+    audio: (extension, bytes), or None. left: bytes that the benchmark's audio may still take.
     """
-    if found is None:
+    if audio is None:
         return "", "no audio in the shards"
-    extension, data = found[0].lstrip("."), found[1]
+    extension, data = audio[0].lstrip("."), audio[1]
     kind = BROWSERS_PLAY.get(extension.lower())
     if kind is None:
         return "", f"no player: a browser does not play .{extension}"
