@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections import Counter
@@ -26,8 +27,8 @@ from scoring.judge import (
     parse,
     predictions,
     prompt,
+    stored,
     summary,
-    table,
     verdicts,
     verdicts_path,
 )
@@ -150,15 +151,21 @@ def test_each_item_is_judged_twice_with_the_places_swapped(server, tmp_path):
 def test_a_judge_that_favours_the_first_place_gives_5(tmp_path):
     rows, path = [item(i) for i in range(4)], tmp_path / "v.jsonl"
     judge(rows, ask_text("9 1"), path)
-    t = table(path, rows)
-    assert t.model.tolist() == [[1, 9]] * 4 and t.reference.tolist() == [[9, 1]] * 4
+    found = stored(path, rows)
+    assert found.model.tolist() == [[1, 9]] * 4 and found.reference.tolist() == [[9, 1]] * 4
     assert verdicts(path, rows)[0].tolist() == [5] * 4 and summary(path, rows)["reference"] == 5
 
 
 def test_requests_run_at_once_and_no_more_than_workers(server, tmp_path):
-    server.answer, server.pause = fair, 0.1
+    together = threading.Barrier(3)  # no answer before three requests wait for theirs
+
+    def answer(body, k):
+        together.wait(5)
+        return fair(body, k)
+
+    server.answer = answer
     judge([item(i) for i in range(6)], endpoint(server), tmp_path / "v.jsonl", workers=3)
-    assert server.most == 3
+    assert server.most == 3 and len(server.requests) == 12
 
 
 def test_the_prompt_shows_all_and_only_what_it_should():
@@ -548,6 +555,7 @@ def command(server, tmp_path, monkeypatch, capfd):
     def run(*args, where=("--endpoint", server.url, "--model", "m")):
         with pytest.raises(SystemExit) as e:
             main([*args, *where])
+            sys.exit()
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
 
@@ -557,12 +565,12 @@ def command(server, tmp_path, monkeypatch, capfd):
 def test_the_command_estimates_judges_and_sums_up_each_file(command, server, tmp_path):
     code, out = command("sound.jsonl", "music.x1.jsonl", "--yes")
     assert code is None, out
-    assert "sound.jsonl: 3 predictions, 6 verdicts to ask for" in out and "about 8 requests" in out
+    assert "sound.jsonl: 3 predictions, 6 verdicts missing" in out and "about 8 requests" in out
     assert "sound.jsonl: 6 requests, 600 tokens in, 60 out" in out
     said = int(re.search(r"([\d,]+) tokens in, 32 out", out)[1].replace(",", ""))
     assert said == sum(len(m["content"]) for r in server.requests for m in r[2]["messages"]) // 4
     assert (
-        "sound.jsonl: model 2.000, reference 9.000 on 3 of 3; of 6 verdicts 0 unparsable, 0 lacking; judge m"
+        "sound.jsonl: model 2.000, reference 9.000 on 3 of 3; of 6 verdicts 0 unparsable, 0 missing; judge m"
         in out
     )
     assert "music.x1.jsonl: model 9.000, reference 9.000 on 1 of 1" in out
@@ -601,11 +609,11 @@ def test_the_command_names_what_is_unreadable_and_what_lacks(command, server):
     code, out = command("sound.jsonl", "--yes")
     assert code is None and "unparsable: -air.0, model first: 'Both are fine.'" in out
     assert "unparsable: -air.1, model first: no whole line within 64 tokens (--max-tokens)" in out
-    assert "of 6 verdicts 2 unparsable, 0 lacking" in out
+    assert "of 6 verdicts 2 unparsable, 0 missing" in out
     code, out = command("sound.jsonl", "--yes")
     assert (
         code is None
-        and "0 verdicts to ask" in out
+        and "0 verdicts missing" in out
         and "-air.0, model first: in none of 3 replies" in out
     )
 
@@ -614,8 +622,8 @@ def test_the_command_fails_where_verdicts_lack(command, server, monkeypatch):
     monkeypatch.setattr(module, "Endpoint", lambda *args: Endpoint(*args, tries=2, backoff=0.01))
     server.script = [(503, {}, "")] * 2
     code, out = command("sound.jsonl", "--yes", "--workers", "1")
-    assert code == "judge.py: 1 verdicts lack; the same command asks for them again"
-    assert "no verdict: -air.0, reference first: " in out and "0 unparsable, 1 lacking" in out
+    assert code == "judge.py: 1 verdicts missing; run the same command again to request them"
+    assert "no verdict: -air.0, reference first: " in out and "0 unparsable, 1 missing" in out
     server.script = [(401, {}, f"who is {KEY}?")]
     code, out = command("sound.jsonl", "--yes")
     assert "401" in code and KEY not in code + out
