@@ -109,7 +109,7 @@ class Endpoint:
             )
         return rows
 
-    def post(self, path: str, body: dict, read: Callable):
+    def post(self, path, body, read):
         """read(the reply's JSON); read raises one of WRONG_FORM where that is of another form."""
         url, sent = self.url + path, json.dumps({"model": self.name, **body}).encode()
         for attempt in range(1, self.tries + 1):
@@ -132,10 +132,10 @@ class Endpoint:
                     f"Does it have {self.name}?"
                 )
             if attempt == self.tries or self.stopped.wait(max(pause, reply.retry_after)):
-                raise Unanswered(f"{url}: no answer after {attempt} tries, at last: {problem}")
-        return None
+                break
+        raise Unanswered(f"{url}: no answer after {attempt} tries, at last: {problem}")
 
-    def send(self, url: str, sent: bytes) -> Reply:
+    def send(self, url, sent) -> Reply:
         status, text, retry_after = None, "", 0
         headers = {"Content-Type": "application/json"}
         if self.key:
@@ -151,20 +151,20 @@ class Endpoint:
         return Reply(status, text, problem, retry_after)
 
 
-def seconds(retry_after: str) -> float:
+def seconds(retry_after):
     """Seconds that the header Retry-After requests; 0 if it is missing or a date."""
     number = re.fullmatch(r"\d+(\.\d+)?", retry_after.strip())
     return min(float(number[0]), LONGEST_PAUSE) if number else 0
 
 
-def permanent(reply: Reply) -> bool:
-    """Whether no retry helps."""
+def permanent(reply):
+    """Whether no retry helps. A complete reply of the wrong form (200) is temporary, too."""
     if reply.status == 429:
         return "insufficient_quota" in reply.text
     return reply.status is not None and reply.status < 500 and reply.status not in (200, 408)
 
 
-def completion(reply: dict) -> tuple[str, dict[str, int]]:
+def completion(reply):
     """(text, usage) of a chat completion, without lone surrogates. Raises one of WRONG_FORM."""
     choice, usage = reply["choices"][0], reply.get("usage") or {}
     text = whole_lines(choice["message"]["content"] or "", choice.get("finish_reason") == "length")
@@ -172,14 +172,14 @@ def completion(reply: dict) -> tuple[str, dict[str, int]]:
     return text.encode(errors="ignore").decode(), counts
 
 
-def whole_lines(text: str, cut: bool) -> str:
+def whole_lines(text, cut):
     """The text without a reasoning model's thoughts, and without its last line if it was cut."""
     if cut:
         text = text[: text.rfind("\n") + 1]
     return re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
 
 
-def vectors(reply: dict, count: int) -> list[list[float]]:
+def vectors(reply, count):
     """`count` vectors in the order of their texts, given by `index`. Raises one of WRONG_FORM."""
     rows = {row["index"]: [float(x) for x in row["embedding"]] for row in reply["data"]}
     ordered = [rows[i] for i in range(count)]
@@ -240,19 +240,19 @@ class Local:
             for row, used in zip(out[:, ids.shape[1] :], mask.sum(1))
         ]
 
-    def prompt(self, chat: list[dict]) -> str:
+    def prompt(self, chat):
         """The chat as one message of the user, since some templates have no system message."""
         message = {"role": "user", "content": "\n\n".join(m["content"] for m in chat)}
         return self.tokenizer.apply_chat_template(
             [message], tokenize=False, add_generation_prompt=True
         )
 
-    def text(self, ids) -> str:
+    def text(self, ids):
         cut = len(ids) == self.max_tokens and int(ids[-1]) not in self.tokenizer.all_special_ids
         return whole_lines(self.tokenizer.decode(ids, skip_special_tokens=True), cut)
 
 
-def local_name(name: str) -> str:
+def local_name(name):
     """A local model's name in files: its own, or that of its folder."""
     return Path(name).resolve().name if os.path.isdir(name) else name
 
@@ -297,8 +297,8 @@ def answers(ask, next_chat: Callable, workers: int) -> Iterator[tuple]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def finished(ask, running: dict[Future, tuple]) -> set[Future]:
-    """Those that are done, at least one. many() answers all of them here."""
+def finished(ask, running):
+    """The futures that are done, at least one. many() answers all of them here."""
     if hasattr(ask, "many"):
         replies = ask.many([messages for _, messages in running.values()])
         for future, reply in zip(running, replies):
