@@ -63,9 +63,8 @@ whoever asked, how relevant to the question, how accurate by the notes, and how 
 Neither the place nor the style of an answer may change its score.
 Reply with a single line: the score of the first answer, a space, the score of the second answer. \
 Write nothing else."""
-AGAIN = (
-    "Your reply must be two numbers from 1 to 10 with a space between them, and not one word more."
-)
+AGAIN = """Your reply must be two numbers from 1 to 10 with a space between them, and not one \
+word more."""
 
 
 def prompt(row, order, again=False):
@@ -109,9 +108,8 @@ def parse(text: str) -> list[float] | None:
 
     AIR-Bench reads a reply of exactly "8 7". This reads more: "8/10, 7/10", "Scores: 8 7",
     "Answer 1: 8, answer 2: 7", in bold or brackets, on one line or two. An explanation may come
-    before or after, if the first or the last line holds nothing but the scores. Ambiguous are: two
-    lines with different scores, scores outside 1 to 10, "8,7" (a decimal comma?), "8 (10)" (of
-    10?), "8" alone.
+    before or after, if the first or the last line holds only the scores. Ambiguous are: two lines
+    with different scores, scores outside 1 to 10, "8,7" (a decimal comma?), "8 (10)", "8" alone.
     """
     plain = [re.sub("[*`]", "", line).strip("[]()\"' \t") for line in text.splitlines()]
     lines = [" ".join(line.split()) for line in plain if line.split()]
@@ -249,10 +247,9 @@ def verdicts(path, rows: list[dict], judge: str | None = None) -> tuple[torch.Te
 
 
 def summary(path, rows: list[dict], judge: str | None = None) -> dict:
-    """{judge, n, items, model, reference, unparsable, unasked}.
+    """The mean scores of model and reference on the n items that have one.
 
-    model and reference: mean scores of the n items that have one. unparsable and unasked: how many
-    of the 2 x items orders. Raises as stored().
+    unparsable and unasked: how many of the 2 x items orders. Raises as stored().
     """
     found = stored(path, rows, judge)
     return dict(
@@ -354,9 +351,8 @@ def main(argv: list[str] | None = None):
 
 
 def arguments(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     option = parser.add_argument
     option("files", nargs="+", metavar="FILE", help="predictions on AIR-Bench Chat, by eval.py")
     option("--endpoint", help=f"OpenAI-compatible; default {OPENAI}, with {JUDGE}")
@@ -406,10 +402,8 @@ def plan(file, rows, judge):
     print(f"{file}: {len(rows):,} predictions, {len(missing):,} verdicts missing")
     for question in questions:
         if question.asked >= TRIES:
-            print(
-                f"unparsable: {question.row['id']}, {question.pair.order}: in none of {TRIES} "
-                "replies; to request it again, delete them"
-            )
+            name, order = question.name
+            print(f"unparsable: {name}, {order}: in none of {TRIES} replies; delete them to retry")
     return missing
 
 
