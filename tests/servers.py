@@ -1,8 +1,9 @@
-"""A language model's server on the loopback address, and folders of tiny random models, for all that asks language models."""
+"""A language model's server on the loopback address, and folders of tiny random models."""
 
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,18 +13,18 @@ KEY = "sk-loopback-0123456789"
 
 
 class Server:
-    """answer(body, k) is what request k gets: a text, as a chat completion, or a dict, as it is. `script` holds what the next
-    requests get instead: (status, headers, body), a number of seconds to stay silent before the answer, "cut" for half of it."""
+    """answer(body, k) is the reply to request k: a text, sent as a chat completion, or a dict.
+
+    `script` holds other replies to the next requests: (status, headers, body), a number of seconds
+    to stay silent before the answer, or "cut" for half of the answer. `most` is the largest number
+    of requests at once: each counts until the last moment before its reply is written, since the
+    client can send its next request before the handler of this one returns.
+    """
 
     def __init__(self):
-        self.script, self.requests, self.now, self.most, self.pause, self.lock = (
-            [],
-            [],
-            0,
-            0,
-            0.0,
-            threading.Lock(),
-        )
+        self.script, self.requests = [], []
+        self.now, self.most, self.pause = 0, 0, 0.0
+        self.lock = threading.Lock()
         self.answer = lambda body, k: f"answer {k}"
         outer = self
 
@@ -32,47 +33,47 @@ class Server:
                 pass
 
             def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    k = len(outer.requests)
-                    outer.requests.append((self.path, dict(self.headers), body, time.monotonic()))
-                    turn = outer.script.pop(0) if outer.script else None
-                    outer.now += 1
-                    outer.most = max(outer.most, outer.now)
-                try:
-                    outer.reply(self, turn, body, k)
-                except OSError:
-                    pass  # the client hung up, as it should after its timeout
-                finally:
-                    with outer.lock:
-                        outer.now -= 1
+                outer.serve(self)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
-    def reply(self, handler, turn, body, k):
+    def serve(self, handler):
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        with self.lock:
+            k = len(self.requests)
+            self.requests.append((handler.path, dict(handler.headers), body, time.monotonic()))
+            turn = self.script.pop(0) if self.script else None
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            status, headers, data = self.reply(turn, body, k)
+        finally:
+            with self.lock:
+                self.now -= 1
+        with suppress(OSError):  # the client hung up, as it should after its timeout
+            handler.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(data[: len(data) // 2] if turn == "cut" else data)
+
+    def reply(self, turn, body, k):
+        """(status, headers, bytes), after the silence that is asked for."""
         time.sleep(self.pause)
-        status, headers, data = 200, {}, None
+        if isinstance(turn, tuple):
+            status, headers, data = turn
+            return status, headers, data.encode()
         if isinstance(turn, (int, float)):
             time.sleep(turn)
-        elif isinstance(turn, tuple):
-            status, headers, data = turn
-        if data is None:
-            data = self.answer(body, k)
-            if isinstance(data, str):
-                data = {
-                    "choices": [{"message": {"content": data}, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 100, "completion_tokens": 10},
-                }
-            data = json.dumps(data)
-        data = data.encode()
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(data[: len(data) // 2] if turn == "cut" else data)
+        data = self.answer(body, k)
+        if isinstance(data, str):
+            choice = {"message": {"content": data}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 100, "completion_tokens": 10}
+            data = {"choices": [choice], "usage": usage}
+        return 200, {}, json.dumps(data).encode()
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def server(monkeypatch):
 
 @pytest.fixture(scope="module")
 def random_llms(tokenizer, tmp_path_factory):
-    """Folders of random models with a chat template: a LLaMA with room for our prompts, and a GPT-2 without."""
+    """Folders of random models with a chat template: a LLaMA with a long context, and a GPT-2."""
     from conftest import gpt2, llama  # which imports this module
 
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

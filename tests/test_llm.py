@@ -28,15 +28,13 @@ def endpoint(server, **kwargs):
     return Endpoint(server.url, "m", **{"backoff": 0.02, "tries": 4, "timeout": 5, **kwargs})
 
 
-# --- one question --------------------------------------------------------------------------------------------------------
+# --- one question ---
 
 
 def test_what_is_sent_and_what_comes_back(server):
     ask = Endpoint(server.url + "/", "m", KEY, temperature=0, max_tokens=64)
-    assert (
-        ask(CHAT) == ("answer 0", {"prompt_tokens": 100, "completion_tokens": 10})
-        and ask.name == "m"
-    )
+    assert ask(CHAT) == ("answer 0", {"prompt_tokens": 100, "completion_tokens": 10})
+    assert ask.name == "m"
     url, headers, body, _ = server.requests[0]
     assert url == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
     assert body == {"model": "m", "messages": CHAT, "temperature": 0, "max_tokens": 64}
@@ -57,7 +55,7 @@ def test_what_is_sent_and_what_comes_back(server):
         ((200, {}, "[]"), 0),
         ((200, {}, '{"choices": [{"message": {"content": 7}}]}'), 0),
         ("cut", 0),
-        (2.5, 1),
+        pytest.param(2.5, 1, marks=pytest.mark.slow),
     ],
     ids=["429", "500", "503", "408", "html", "error", "empty", "list", "number", "cut", "hang"],
 )
@@ -67,14 +65,13 @@ def test_trouble_that_passes_is_retried(server, trouble, least):
     assert len(server.requests) == 2 and server.requests[1][3] - server.requests[0][3] >= least
 
 
+@pytest.mark.slow
 def test_the_back_off_grows(server):
     server.script = [(500, {}, "")] * 4
     endpoint(server, tries=5, backoff=0.1)(CHAT)
     times = [r[3] for r in server.requests]
-    assert (
-        all(b - a >= 0.05 * 2**i for i, (a, b) in enumerate(zip(times, times[1:])))
-        and times[-1] - times[0] < 4
-    )
+    assert all(b - a >= 0.05 * 2**i for i, (a, b) in enumerate(zip(times, times[1:])))
+    assert times[-1] - times[0] < 4
 
 
 def test_trouble_that_stays_is_unanswered(server):
@@ -107,11 +104,9 @@ def test_a_refusal_is_not_retried_and_keeps_the_key_secret(server, status, body)
         with pytest.raises(LLMError) as e:
             call()
         said = str(e.value)
-        assert (
-            not isinstance(e.value, Unanswered)
-            and server.url + path in said
-            and str(status) in said
-        )
+        assert not isinstance(e.value, Unanswered)
+        assert server.url + path in said
+        assert str(status) in said
         assert "OPENAI_API_KEY" in said and KEY not in said
     assert len(server.requests) == 2
 
@@ -159,17 +154,14 @@ def test_thoughts_and_a_cut_last_line_are_left_out(server):
         ]
         return endpoint(server)(CHAT)
 
-    assert said("<think>Hm.\nHm.</think>8 7\nso") == ("8 7\nso", {}) and said(
-        "8 7\nthe fir", "length"
-    ) == ("8 7\n", {})
-    assert (
-        said("8 1", "length") == ("", {})
-        and said(None) == ("", {})
-        and whole_lines("<think>never ends", False) == ""
-    )
+    assert said("<think>Hm.\nHm.</think>8 7\nso") == ("8 7\nso", {})
+    assert said("8 7\nthe fir", "length") == ("8 7\n", {})
+    assert said("8 1", "length") == ("", {})
+    assert said(None) == ("", {})
+    assert whole_lines("<think>never ends", False) == ""
 
 
-# --- embeddings ----------------------------------------------------------------------------------------------------------
+# --- embeddings ---
 
 
 def shuffled(body, k):
@@ -189,13 +181,12 @@ def test_embeddings_come_in_batches_and_in_order(server):
         256,
         256,
         88,
-    ] and "" not in server.requests[0][2]["input"]
+    ]
+    assert "" not in server.requests[0][2]["input"]
     url, headers, body, _ = server.requests[0]
-    assert (
-        url == "/v1/embeddings"
-        and headers["Authorization"] == f"Bearer {KEY}"
-        and set(body) == {"model", "input"}
-    )
+    assert url == "/v1/embeddings"
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert set(body) == {"model", "input"}
     assert endpoint(server).embed([]) == [] and len(server.requests) == 3
 
 
@@ -242,7 +233,7 @@ def test_embeddings_that_cannot_be_had(server):
         endpoint(server).embed(["a", "b"], batch=1)
 
 
-# --- many questions ------------------------------------------------------------------------------------------------------
+# --- many questions ---
 
 
 def test_answers_come_as_they_are_ready_and_may_lead_to_more_questions():
@@ -288,7 +279,7 @@ def test_a_caller_who_has_enough_leaves_nothing_running():
         time.sleep(0.01)
 
 
-# --- the file ------------------------------------------------------------------------------------------------------------
+# --- the file ---
 
 
 def test_a_file_grows_and_half_a_line_is_dropped(tmp_path):
@@ -296,10 +287,8 @@ def test_a_file_grows_and_half_a_line_is_dropped(tmp_path):
     assert read_lines(path, number, "number") == ([], 0)
     with growing(path, number, "number") as (found, append):
         append([{"n": 1}, {"n": 2}])
-        assert found == [] and read_lines(path, number, "number")[0] == [
-            1,
-            2,
-        ]  # others see it at once
+        assert found == []
+        assert read_lines(path, number, "number")[0] == [1, 2]  # others see it at once
         with (
             pytest.raises(DataError, match="another run is writing"),
             growing(path, number, "number"),
@@ -323,20 +312,30 @@ def test_a_file_grows_and_half_a_line_is_dropped(tmp_path):
     assert path.read_text() == '{"n": 1}\n{}\n{"n": 2}\n'
 
 
-# --- a local model -------------------------------------------------------------------------------------------------------
+# --- a local model ---
+
+
+def recorded(generate, calls, ids):
+    """generate() that also appends its arguments and its new tokens to these lists."""
+
+    def record(**kwargs):
+        calls.append(kwargs)
+        ids.append(generate(**kwargs)[:, -12:])
+        return ids[-1]
+
+    return record
 
 
 def test_local_answers_are_repeatable_and_sampled_unless_temperature_is_0(random_llms):
     chats, ids = [CHAT, [{"role": "user", "content": "Which animal calls near a river?"}]], []
     for temperature in (1.0, 0):
         local = Local(random_llms["llama"], temperature, max_tokens=12)
-        generate, how = local.model.generate, []
-        local.model.generate = lambda **kwargs: (
-            how.append(kwargs) or ids.append(generate(**kwargs)[:, -12:]) or ids[-1]
-        )
+        calls = []
+        local.model.generate = recorded(local.model.generate, calls, ids)
         for batch in (chats, chats, chats[::-1]):
             local.many(batch)
-        assert all(kwargs["do_sample"] == (temperature > 0) for kwargs in how)
+        assert len(calls) == 3
+        assert all(kwargs["do_sample"] == (temperature > 0) for kwargs in calls)
     sampled, greedy = ids[:3], ids[3:]
     assert (
         sampled[0].tolist()
@@ -354,7 +353,5 @@ def test_a_local_model_that_cannot_serve_says_why(random_llms, tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(LLMError, match="chat template"):
         Local(str(tmp_path / "bare"))
-    assert (
-        local_name(str(tmp_path / "bare") + "/") == "bare"
-        and local_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
-    )
+    assert local_name(str(tmp_path / "bare") + "/") == "bare"
+    assert local_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
