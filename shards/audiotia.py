@@ -268,21 +268,17 @@ def overview(names: list[str], args, asked: bool) -> list[str]:
     for name in names:
         if args.audio and name in TEST_ONLY:
             continue
-        source, n = SOURCES[name], None
-        published = f"{source.published:,}" if source.published else "?"
-        try:
-            n = sum(len(clip.get("captions", "1")) for clip in source.clips(Root(args.root)))
-            print(f"{name:20} {source.task:9} {n:>9,} of {published:>9}  {source.title}")
-            if source.published not in (None, n):
-                wrong.append(f"{name}: {n:,} where {published} were published")
-        except Missing as e:
-            if asked:
-                wrong.append(f"{name}: {e}")
-            print(f"{name:20} {source.task:9} {'-':>9} of {published:>9}  {e}")
+        source = SOURCES[name]
+        n, differences = source.compare(name, args.root, rows_of, asked)
+        wrong += differences
         groups.setdefault(source.group, {})[name] = n
         if not args.check:
             print(f"{'':20} {page(name).url}  ({page(name).licence})")
     return wrong + group_overview(groups, args.audio)
+
+
+def rows_of(clip: dict) -> int:
+    return len(clip.get("captions", "1"))
 
 
 def group_overview(groups: dict[str, dict[str, int | None]], audio: bool) -> list[str]:

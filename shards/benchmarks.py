@@ -22,14 +22,14 @@ from shards.build import Sounds, Tally, build, builder_parser, run
 from shards.datasets import labels
 from shards.datasets.captions import audiocaps, clotho, musiccaps
 from shards.datasets.questions import airbench, clothoaqa, mmau
-from shards.files import DataError, Folder, Missing, Root, readable, reader_of
+from shards.files import DataError, Missing, Root, reader_of
 from shards.sources import Dataset
 
 EXTRA = ("labels", "choices", "category", "skill", "difficulty", "meta_info")  # for the metrics
 
 
 @reader_of("audiocaps")
-def by_clip(folder: Folder, split: str):
+def by_clip(folder, split):
     """AudioCaps' clips, each with its five captions, which stand in rows of their own."""
     clips = {}
     for row in audiocaps(folder.root, split):
@@ -39,7 +39,7 @@ def by_clip(folder: Folder, split: str):
 
 
 @reader_of("clothoaqa")
-def by_question(folder: Folder, split: str):
+def by_question(folder, split):
     """ClothoAQA's questions, each with the answers of its three annotators, in their order.
 
     The evaluation says how they make one answer (majority, rows, unanimous).
@@ -58,7 +58,7 @@ def by_question(folder: Folder, split: str):
 
 
 @reader_of("mmau")
-def with_options(folder: Folder, split: str):
+def with_options(folder, split):
     """MMAU's questions as its authors ask them."""
     for clip in mmau(folder.root, split):
         question = (
@@ -144,18 +144,18 @@ def classes(name: str, root: Root) -> list[str] | None:
     }
     fixed = {
         "tut2017": labels.TUT,
-        "vocalsound": labels.VOCALSOUND.values(),
-        "cremad": labels.CREMAD.values(),
+        "vocalsound": labels.VOCALSOUND,
+        "cremad": labels.CREMAD,
         "ravdess": labels.RAVDESS,
         "sesa": labels.SESA,
         "gtzan": labels.GTZAN,
         "gtzan_filtered": labels.GTZAN,
-        "beijing_opera": labels.BEIJING_OPERA.values(),
+        "beijing_opera": labels.BEIJING_OPERA,
     }
     if name in listed:
         return listed[name](root[BENCHMARKS[name].folder])
     if name in fixed:
-        return [readable(label) for label in fixed[name]]
+        return list(fixed[name].values())
     if name in ("esc50", "urbansound8k"):
         return labels.in_order(BENCHMARKS[name].clips(root))
     return None
@@ -229,17 +229,7 @@ def overview(names: list[str], args, asked: bool) -> list[str]:
     """Prints the counts beside the published ones; returns the differences, one line each."""
     wrong = []
     for name in names:
-        benchmark = BENCHMARKS[name]
-        published = f"{benchmark.published:,}"
-        try:
-            n = sum(1 for _ in benchmark.clips(Root(args.root)))
-            print(f"{name:16} {benchmark.task:9} {n:>7,} of {published:>7}  {benchmark.title}")
-            if n != benchmark.published:
-                wrong.append(f"{name}: {n:,} where {published} were published")
-        except Missing as e:
-            if asked:
-                wrong.append(f"{name}: {e}")
-            print(f"{name:16} {benchmark.task:9} {'-':>7} of {published:>7}  {e}")
+        wrong += BENCHMARKS[name].compare(name, args.root, lambda clip: 1, asked)[1]
     return wrong
 
 

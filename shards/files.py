@@ -113,9 +113,10 @@ class Folder:
 
 
 def reader_of(folder_name: str) -> Callable:
-    """Decorates a generator of clips that reads one dataset's Folder; it is called with the Root.
+    """Decorates a reader of one dataset: a generator of clips that takes the dataset's Folder.
 
-    A record that lacks a field, or holds another type, becomes a DataError that says where.
+    The decorated reader takes the Root instead, and has the folder's name as `folder`. A record
+    that lacks a field, or holds another type, becomes a DataError that says where.
     """
 
     def decorate(read):
@@ -148,10 +149,10 @@ class Record(dict):
 
     def __init__(self, values, path: Path, unit: str, number: int):
         super().__init__(values)
-        self.path, self.unit, self.number = path, unit, number
+        self.place, self.number = f"{path}, {unit} {number}", number
 
     def error(self, problem: str) -> DataError:
-        return DataError(f"{self.path}, {self.unit} {self.number}: {problem}")
+        return DataError(f"{self.place}: {problem}")
 
     def one_of(self, column: str, allowed) -> str:
         """The column's value; raises DataError unless it is one of those allowed."""
@@ -178,9 +179,9 @@ class Record(dict):
             )
         return value
 
-    def has_text(self, *columns: str):
-        """Raises DataError unless all these columns are there and hold text."""
-        missing = [column for column in columns if not isinstance(self.get(column), str)]
+    def require(self, columns, kind: type = object):
+        """Raises DataError unless all these columns are there and hold this kind of value."""
+        missing = [name for name in columns if name not in self or not isinstance(self[name], kind)]
         if missing:
             raise self.error(f"no {', '.join(missing)}")
 
@@ -283,73 +284,34 @@ def stream_json(path: Path, key: str | None = None, chunk: int = 1 << 20) -> Ite
     """The objects of a JSON array, or of the array under `key` of a JSON object, one by one.
 
     Takes the memory of one chunk (characters), whatever the file's size. Raises DataError, naming
-    the file and the position, when it is cut off or is something else.
+    the file and the number of good records, when it is cut off or is something else.
     """
+    opening = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\A\s*\[")
+    text, number, problem = "", 0, f"no list {key!r}" if key else "no list"
     with open(path, encoding="utf-8-sig") as file:
-        window = JSONWindow(path, file, chunk)
-        try:
-            window.enter_list(key)
-            number = 0
-            while window.in_list():
-                yield Record(window.next_object(), path, "record", number)
+        while len(text) < LONGEST and (new := file.read(chunk)):
+            text += new
+            if opening:  # not in the list yet
+                start = opening.search(text)
+                if not start:
+                    continue
+                text, opening, problem = text[start.end() :], None, "no end of the list"
+            at = BETWEEN.match(text).end()
+            while at < len(text) and text[at] != "]":
+                try:
+                    entry, end = DECODER.raw_decode(text, at)
+                except ValueError as e:  # it may go on in the next chunk
+                    problem = f"a record without an end ({e})"
+                    break
+                if not isinstance(entry, dict):
+                    raise DataError(f"{path}: entry {number} is no record: {str(entry)[:80]}")
+                yield Record(entry, path, "record", number)
                 number += 1
-        except UnicodeDecodeError as e:
-            raise DataError(
-                f"{path}: not UTF-8 ({e.reason}); the file is damaged, get it again"
-            ) from e
-
-
-class JSONWindow:
-    """The part of a JSON file that is in memory: it grows by chunks and forgets the past."""
-
-    def __init__(self, path, file, chunk):
-        self.path, self.file, self.chunk = path, file, chunk
-        self.text, self.at, self.forgotten = "", 0, 0  # characters
-
-    def grow(self, problem):
-        """Reads a chunk. Raises DataError with this problem where the file ends."""
-        new = self.file.read(self.chunk)
-        if not new:
-            end = self.forgotten + len(self.text)
-            raise json_error(self.path, f"{problem} at character {end}: cut off? Get it again")
-        self.forgotten += self.at
-        self.text, self.at = self.text[self.at :] + new, 0
-
-    def enter_list(self, key):
-        opening = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\A\s*\[")
-        name, longest = (f"list {key!r}", 64 * self.chunk) if key else ("list", 0)
-        self.grow("empty")
-        while not (start := opening.search(self.text)):
-            if len(self.text) > longest:
-                raise json_error(self.path, f"not the JSON that was expected: no {name}")
-            self.grow(f"no {name}")
-        self.at = start.end()
-
-    def in_list(self) -> bool:
-        """Goes to the next entry; False if the list ends instead."""
-        while (at := BETWEEN.match(self.text, self.at).end()) == len(self.text):
-            self.at = at
-            self.grow("no end of the list")
-        self.at = at
-        return self.text[at] != "]"
-
-    def next_object(self) -> dict:
-        while True:
-            try:
-                entry, end = DECODER.raw_decode(self.text, self.at)
-                break
-            except ValueError as e:
-                if len(self.text) - self.at > LONGEST:
-                    place = self.forgotten + self.at
-                    raise DataError(f"{self.path}: no valid JSON at character {place}: {e}") from e
-                self.grow(f"a record without an end ({e})")
-        if not isinstance(entry, dict):
-            raise DataError(
-                f"{self.path}: an entry of the list, at character {self.forgotten + self.at}, "
-                f"is no record: {str(entry)[:80]}"
-            )
-        self.at = end
-        return entry
+                at = BETWEEN.match(text, end).end()
+            if text[at : at + 1] == "]":
+                return
+            text = text[at:]
+    raise json_error(path, f"{problem}, after {number:,} records: cut off? Get it again")
 
 
 # --- text ---------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from shards.datasets.labels import (
     vocalsound,
 )
 from shards.datasets.questions import clothoaqa, musicqa, openaqa
-from shards.files import YOUTUBE, Folder, Missing, Root, clean, reader_of
+from shards.files import YOUTUBE, Missing, Root, clean, reader_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,27 @@ class Dataset:
 
     def clips(self, root: Root) -> Iterator[dict]:
         return self.reader(root, self.part) if self.part else self.reader(root)
+
+    def compare(
+        self, name: str, root: str, size: Callable[[dict], int], asked: bool
+    ) -> tuple[int | None, list[str]]:
+        """Prints the sum of the clips' sizes beside the published one; returns (sum, differences).
+
+        Where files are missing the sum is None: a difference if the dataset was `asked` for.
+        """
+        published, n = f"{self.published:,}" if self.published else "?", None
+        there, about, wrong = "-", self.title, []
+        try:
+            n = sum(map(size, self.clips(Root(root))))
+            there = f"{n:,}"
+            if self.published not in (None, n):
+                wrong = [f"{name}: {there} where {published} were published"]
+        except Missing as e:
+            about = e
+            if asked:
+                wrong = [f"{name}: {e}"]
+        print(f"{name:20} {self.task:9} {there:>9} of {published:>9}  {about}")
+        return n, wrong
 
 
 class Page(NamedTuple):
@@ -84,7 +105,7 @@ def pick(captions: list[str] | None, question: str) -> str | None:
 
 
 @reader_of("clothoaqa")
-def joined_clothoaqa(folder: Folder, split: str):
+def joined_clothoaqa(folder, split):
     root, captions = folder.root, {}
     for part in ("development", "validation", "evaluation"):
         for clip in clotho(root, part):
@@ -111,7 +132,7 @@ def openaqa_captions(root: Root) -> dict[tuple[str, str], list[str]]:
 
 
 @reader_of("openaqa")
-def openaqa_part(folder: Folder, part: str):
+def openaqa_part(folder, part):
     """part: open, questions about sounds; cls or music_cap, closed tasks about music."""
     captions = openaqa_captions(folder.root) if part == "open" else {}
     for row in openaqa(folder.root):
@@ -157,7 +178,7 @@ def open_question(row: dict, stem: str, captions: dict) -> dict:
 
 
 @reader_of("musicqa")
-def joined_musicqa(folder: Folder):
+def joined_musicqa(folder):
     """Questions about MusicCaps' and MagnaTagATune's tracks.
 
     MusicQA's Eval part, about MTG-Jamendo's tracks, is MU-LLaMA's test set and stays out.

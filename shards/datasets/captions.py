@@ -18,7 +18,7 @@ from shards.files import (
 
 
 @reader_of("audiocaps")
-def audiocaps(folder: Folder, split: str):
+def audiocaps(folder, split):
     path = folder.find(f"{split}.csv")
     for row in csv_records(path, ("audiocap_id", "youtube_id", "start_time", "caption")):
         video = row.youtube(row["youtube_id"])
@@ -28,7 +28,7 @@ def audiocaps(folder: Folder, split: str):
 
 
 @reader_of("clotho")
-def clotho(folder: Folder, split: str):
+def clotho(folder, split):
     """Names keep their leading spaces and HTML entities.
 
     They are unique only within a split, so the audio must lie in its split's folder.
@@ -44,7 +44,7 @@ def clotho(folder: Folder, split: str):
 
 
 @reader_of("macs")
-def macs(folder: Folder):
+def macs(folder):
     path = folder.find("MACS.yaml")
     try:
         with open(path, encoding="utf-8") as file:
@@ -68,11 +68,11 @@ WAVCAPS = {
 
 
 @reader_of("wavcaps")
-def wavcaps(folder: Folder, part: str):
+def wavcaps(folder, part):
     """Only id and caption are in all parts. AudioSet's ids are Y<video>.wav, the others' bare."""
     for row in stream_json(folder.find(WAVCAPS[part]), "data"):
-        if not isinstance(row.get("caption"), str) or "id" not in row:
-            raise row.error(f"no id or no caption: {str(row)[:100]}")
+        row.require(["id"])
+        row.require(["caption"], str)
         name = str(row["id"]).removesuffix(".wav").removesuffix(".flac")
         clip = dict(id=name, caption=clean(row["caption"]), sound=(name,))
         if part == "audioset":
@@ -104,7 +104,7 @@ def wavcaps_blacklist(folder: Folder) -> list[dict[str, set]]:
 
 
 @reader_of("musiccaps")
-def musiccaps(folder: Folder, split: str):
+def musiccaps(folder, split):
     path = folder.find("musiccaps-public.csv")
     for row in csv_records(path, ("ytid", "start_s", "end_s", "caption", "is_audioset_eval")):
         in_eval = row.one_of("is_audioset_eval", ("True", "False")) == "True"
@@ -117,7 +117,7 @@ def musiccaps(folder: Folder, split: str):
 
 
 @reader_of("song_describer")
-def song_describer(folder: Folder):
+def song_describer(folder):
     """is_valid_subset: False, the caption is to be dropped; empty, nobody validated it."""
     path = folder.find("song_describer.csv")
     for row in csv_records(path, ("caption_id", "track_id", "caption", "is_valid_subset", "path")):
@@ -132,7 +132,7 @@ def song_describer(folder: Folder):
 
 
 @reader_of("lp_musiccaps")
-def lp_musiccaps(folder: Folder):
+def lp_musiccaps(folder):
     """(audio name without extension, caption) of each track, from captions.jsonl."""
 
     def parse(_, track):

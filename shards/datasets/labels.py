@@ -5,23 +5,24 @@ from pathlib import Path
 
 from shards.files import DataError, Folder, Record, csv_records, readable, reader_of, stream_json
 
-
-def words(text: str) -> list[str]:
-    return text.split()
+# --- labels as the files name them, and as they read --------------------------------------
 
 
-TUT = words(
+def same(names: str) -> dict[str, str]:
+    return {name: name.replace("_", " ") for name in names.split()}
+
+
+TUT = same(
     "beach bus cafe/restaurant car city_center forest_path grocery_store home library "
     "metro_station office park residential_area train tram"
 )
-SESA = words("casual explosion gunshot siren")
-VOCALSOUND = {
-    name.replace(" ", ""): name
-    for name in ("laughter", "sigh", "cough", "throat clearing", "sneeze", "sniff")
-}
+SESA = same("casual explosion gunshot siren")
+VOCALSOUND = same("laughter sigh cough throatclearing sneeze sniff")
+VOCALSOUND["throatclearing"] = "throat clearing"
 CREMAD = dict(ANG="anger", DIS="disgust", FEA="fear", HAP="happy", NEU="neutral", SAD="sad")
-RAVDESS = words("neutral calm happy sad angry fearful disgust surprised")
-GTZAN = words("blues classical country disco hiphop jazz metal pop reggae rock")
+RAVDESS = {"01": "neutral", "02": "calm", "03": "happy", "04": "sad"}
+RAVDESS |= {"05": "angry", "06": "fearful", "07": "disgust", "08": "surprised"}
+GTZAN = same("blues classical country disco hiphop jazz metal pop reggae rock")
 BEIJING_OPERA = dict(
     bangu="clapper-drum", naobo="cymbals", daluo="large gong", xiaoluo="small gong"
 )
@@ -30,11 +31,6 @@ BEIJING_OPERA = dict(
 def in_order(clips: Iterable[dict]) -> list[str]:
     """The labels of single-label clips by their class number."""
     return [label for _, label in sorted({(clip["class"], clip["labels"][0]) for clip in clips})]
-
-
-def check_known(where, label: str, known: Iterable[str]):
-    if label not in known:
-        raise DataError(f"{where}: {label!r} is none of {', '.join(known)}")
 
 
 # --- labels in a table --------------------------------------------------------------------
@@ -48,7 +44,7 @@ def audioset_names(folder: Folder) -> dict[str, str]:
 
 
 @reader_of("audioset")
-def audioset(folder: Folder, split: str = "balanced_train"):
+def audioset(folder, split="balanced_train"):
     """The official segments have three lines of comment, and a space after each comma."""
     path, names = folder.find(f"{split}_segments.csv"), audioset_names(folder)
     columns = ("ytid", "start", "end", "mids")
@@ -71,7 +67,7 @@ def name_of(label: str, names: dict[str, str], row: Record) -> str:
 
 
 @reader_of("audioset")
-def audioset_strong(folder: Folder, split: str = "train"):
+def audioset_strong(folder, split="train"):
     """One row a sound, so a segment has several."""
     path = folder.find(f"audioset_{split}_strong.tsv")
     table = folder.find("mid_to_display_name.tsv")
@@ -92,7 +88,7 @@ def audioset_strong(folder: Folder, split: str = "train"):
 
 
 @reader_of("fsd50k")
-def fsd50k(folder: Folder, split: str):
+def fsd50k(folder, split):
     for row in csv_records(folder.find(f"{split}.csv"), ("fname", "labels", "mids")):
         name = row.digits("fname", "Freesound id")
         labels = [readable(label) for label in row["labels"].split(",")]
@@ -105,7 +101,7 @@ def fsd50k_labels(folder: Folder) -> list[str]:
 
 
 @reader_of("vggsound")
-def vggsound(folder: Folder, split: str):
+def vggsound(folder, split):
     """test.csv is the list that the authors score on: 15,446 clips. vggsound.csv has the rest."""
     if split == "test":
         for row in csv_records(folder.find("test.csv"), ("file", "label"), header=False):
@@ -129,7 +125,7 @@ def vggsound_labels(folder: Folder) -> list[str]:
 
 
 @reader_of("dcase2017t4")
-def dcase2017(folder: Folder, split: str):
+def dcase2017(folder, split):
     """One row a label, so a file has several. Names are those of the audio without its first Y."""
     path = folder.find(f"groundtruth_weak_label_{split}_set.csv")
     known, clips = set(dcase2017_labels(folder)), {}
@@ -151,7 +147,7 @@ def dcase2017_labels(folder: Folder) -> list[str]:
 
 
 @reader_of("esc50")
-def esc50(folder: Folder):
+def esc50(folder):
     columns = ("filename", "fold", "target", "category", "src_file")
     for row in csv_records(folder.find("esc50.csv"), columns):
         stem, target = row["filename"].removesuffix(".wav"), row["target"]
@@ -169,7 +165,7 @@ def esc50(folder: Folder):
 
 
 @reader_of("urbansound8k")
-def urbansound8k(folder: Folder):
+def urbansound8k(folder):
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
     for row in csv_records(folder.find("UrbanSound8K.csv"), columns):
         stem = row["slice_file_name"].removesuffix(".wav")
@@ -183,7 +179,7 @@ def urbansound8k(folder: Folder):
 
 
 @reader_of("tut2017")
-def tut2017(folder: Folder, split: str):
+def tut2017(folder, split):
     outer = f"TUT-acoustic-scenes-2017-{split}"
     path = folder.find(f"{outer}/meta.txt", f"{split}/meta.txt")
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -193,60 +189,55 @@ def tut2017(folder: Folder, split: str):
             raise DataError(f"{path}, line {number}: no known scene in {line[:80]!r} {expected}")
         stem = Path(name).stem
         sound = (f"{outer}/audio/{stem}", f"{split}/audio/{stem}", stem)
-        yield dict(id=f"{split}/{stem}", labels=[readable(rest[0])], sound=sound)
+        yield dict(id=f"{split}/{stem}", labels=[TUT[rest[0]]], sound=sound)
 
 
 # --- labels in the files' names -----------------------------------------------------------
 
 
+def named_clip(where, name: str, label: str, known: dict[str, str]) -> dict:
+    """The clip of this name, whose label is a part of it; raises DataError on an unknown label."""
+    if label not in known:
+        raise DataError(f"{where}: {label!r} in {name!r} is none of {', '.join(known)}")
+    return dict(id=name, labels=[known[label]], sound=(name,))
+
+
 @reader_of("sesa")
-def sesa(folder: Folder, split: str):
+def sesa(folder, split):
     for path in folder.names(f"{split}/*.wav", f"{split}/<class>_<number>.wav"):
-        label, name = path.stem.rpartition("_")[0], f"{split}/{path.stem}"
-        check_known(path, label, SESA)
-        yield dict(id=name, labels=[label], sound=(name,))
+        yield named_clip(path, f"{split}/{path.stem}", path.stem.rpartition("_")[0], SESA)
 
 
 @reader_of("vocalsound")
-def vocalsound(folder: Folder, split: str):
+def vocalsound(folder, split):
     """f0003_0_cough.wav: speaker, number, sound."""
     part = {"train": "tr", "val": "val", "test": "te"}[split]
     for row in stream_json(folder.find(f"datafiles/{part}.json"), "data"):
         stem = Path(row["wav"]).stem
-        label = stem.rpartition("_")[2]
-        if label not in VOCALSOUND:
-            raise row.error(f"{row['wav']!r} names none of {', '.join(VOCALSOUND)}")
-        yield dict(id=stem, labels=[VOCALSOUND[label]], sound=(stem,))
+        yield named_clip(row.place, stem, stem.rpartition("_")[2], VOCALSOUND)
 
 
 @reader_of("cremad")
-def cremad(folder: Folder):
+def cremad(folder):
     """1001_DFA_ANG_XX: actor, sentence, emotion, intensity."""
-    path = folder.find("SentenceFilenames.csv")
-    for row in csv_records(path, ("Stimulus_Number", "Filename")):
-        name = row["Filename"]
-        parts = name.split("_")
-        if len(parts) != 4 or parts[2] not in CREMAD:
-            raise row.error(f"no known emotion in {name!r}")
-        yield dict(id=name, labels=[CREMAD[parts[2]]], sound=(name,))
+    for row in csv_records(folder.find("SentenceFilenames.csv"), ("Stimulus_Number", "Filename")):
+        _, _, emotion, _ = row["Filename"].split("_")
+        yield named_clip(row.place, row["Filename"], emotion, CREMAD)
 
 
 @reader_of("ravdess")
-def ravdess(folder: Folder):
+def ravdess(folder):
     """03-01-05-01-02-01-12: modality, channel, emotion, intensity, statement, repetition, actor.
 
     Audio-only speech is 03-01-*.
     """
     expected = "Actor_*/03-01-*.wav (Audio_Speech_Actors_01-24)"
     for path in folder.names("03-01-??-??-??-??-??.wav", expected):
-        number = path.stem.split("-")[2]
-        if not number.isdigit() or not 1 <= int(number) <= len(RAVDESS):
-            raise DataError(f"{path}: emotion {number} is none of 01 to 08")
-        yield dict(id=path.stem, labels=[RAVDESS[int(number) - 1]], sound=(path.stem,))
+        yield named_clip(path, path.stem, path.stem.split("-")[2], RAVDESS)
 
 
 @reader_of("gtzan")
-def gtzan(folder: Folder, tracks: str = "all"):
+def gtzan(folder, tracks="all"):
     """tracks: all 1,000, wav or au, or those of the fault-"filtered" test list beside them."""
     if tracks == "filtered":
         lines = folder.find("test_filtered.txt").read_text().splitlines()
@@ -255,16 +246,13 @@ def gtzan(folder: Folder, tracks: str = "all"):
         paths = folder.names("*.[wa][au]*", "genres/<genre>/<genre>.00000.wav or .au")
         names = [path.stem for path in paths if path.suffix in (".wav", ".au")]
     for name in dict.fromkeys(names):
-        genre = name.split(".")[0]
-        check_known(f"{folder}, {name}", genre, GTZAN)
-        yield dict(id=name, labels=[genre], sound=(name,))
+        yield named_clip(folder, name, name.split(".")[0], GTZAN)
 
 
 @reader_of("beijing_opera")
-def beijing_opera(folder: Folder):
+def beijing_opera(folder):
     """222136__ajaysm__bangu-05.wav; six names have no number."""
     expected = "<number>__ajaysm__<instrument>-<number>.wav"
     for path in folder.names("*__ajaysm__*.wav", expected):
-        label = path.stem.rpartition("__")[2].split("-")[0]
-        check_known(path, label, BEIJING_OPERA)
-        yield dict(id=path.stem, labels=[BEIJING_OPERA[label]], sound=(path.stem,))
+        instrument = path.stem.rpartition("__")[2].split("-")[0]
+        yield named_clip(path, path.stem, instrument, BEIJING_OPERA)

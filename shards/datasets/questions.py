@@ -3,7 +3,7 @@
 import os.path
 from pathlib import Path
 
-from shards.files import DataError, Folder, clean, csv_records, reader_of, stream_json
+from shards.files import DataError, clean, csv_records, reader_of, stream_json
 
 AIRBENCH = {
     "sound": ("sound_QA", "sound_generation_QA"),
@@ -12,7 +12,7 @@ AIRBENCH = {
 
 
 @reader_of("clothoaqa")
-def clothoaqa(folder: Folder, split: str):
+def clothoaqa(folder, split):
     """One row an annotator: three rows a question, answered independently."""
     path = folder.find(f"clotho_aqa_{split}.csv")
     for row in csv_records(path, ("file_name", "QuestionText", "answer", "confidence")):
@@ -29,19 +29,19 @@ def clothoaqa(folder: Folder, split: str):
 
 
 @reader_of("openaqa")
-def openaqa(folder: Folder):
+def openaqa(folder):
     """The rows of all of OpenAQA's files: instruction, output, audio_id, dataset and task."""
     paths = folder.names("*.json", "OpenAQA's json files")
     folder.opened |= dict.fromkeys(paths)
     for path in paths:
         for row in stream_json(path):
-            row.has_text("instruction", "audio_id", "dataset", "task", "output")
+            row.require(("instruction", "audio_id", "dataset", "task", "output"), str)
             texts = {column: clean(row[column]) for column in ("instruction", "output")}
             yield row | texts | {"id": f"{path.stem}/{row.number}"}
 
 
 @reader_of("musicqa")
-def musicqa(folder: Folder, split: str):
+def musicqa(folder, split):
     """split: Pretrain, Finetune or Eval. A conversation is a question (human), an answer (gpt)."""
     for row in stream_json(folder.find(f"{split}MusicQA.json")):
         turns = row.get("conversation", ())
@@ -60,7 +60,7 @@ def musicqa(folder: Folder, split: str):
 
 
 @reader_of("airbench")
-def airbench(folder: Folder, part: str):
+def airbench(folder, part):
     """AIR-Bench Chat; part: sound or music.
 
     meta_info is a string that holds a Python dict, and stays one: the judge reads it.
@@ -68,9 +68,7 @@ def airbench(folder: Folder, part: str):
     path, tasks, found = folder.find("Chat_meta.json"), AIRBENCH[part], 0
     columns = ("uniq_id", "path", "task_name", "dataset_name", "question", "answer_gt", "meta_info")
     for row in stream_json(path):
-        missing = [column for column in columns if column not in row]
-        if missing:
-            raise row.error(f"no {', '.join(missing)}")
+        row.require(columns)
         if row["task_name"] not in tasks:
             continue
         found += 1
@@ -88,7 +86,7 @@ def airbench(folder: Folder, part: str):
 
 
 @reader_of("mmau")
-def mmau(folder: Folder, split: str):
+def mmau(folder, split):
     """split: test-mini, or test, whose answers are withheld.
 
     Some categories are lists, some choices have a leading space.
