@@ -10,6 +10,9 @@ For every set of labels, as many descriptions as there are training clips with i
 the same command asks for what lacks. The API key comes from OPENAI_API_KEY; a server of your own needs none.
 """
 
+if not __package__:
+    raise SystemExit("now: python -m shards.describe")
+
 import argparse
 import os
 import random
