@@ -149,7 +149,11 @@ class Record(dict):
 
     def __init__(self, values, path: Path, unit: str, number: int):
         super().__init__(values)
-        self.place, self.number = f"{path}, {unit} {number}", number
+        self.path, self.unit, self.number = path, unit, number
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, {self.unit} {self.number}"
 
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.place}: {problem}")
@@ -202,11 +206,11 @@ def csv_records(
             for cells in reader:
                 if not cells or (comment and cells[0].startswith(comment)):
                     continue
-                row = Record({}, path, "line", reader.line_num)
+                row = Record(zip(names or (), cells), path, "line", reader.line_num)
                 if names is None:
                     names = check_header(cells, columns, row)
                     continue
-                row.update(zip(names, check_cells(cells, len(names), row)))
+                check_cells(cells, len(names), row)
                 yield row
         except csv.Error as e:
             raise DataError(
@@ -241,19 +245,15 @@ def check_header(cells: list[str], columns, row: Record) -> list[str]:
     return names
 
 
-def check_cells(cells: list[str], count: int, row: Record) -> list[str]:
-    cells = drop_empty(cells, count)
-    if len(cells) != count:
+def check_cells(cells: list[str], count: int, row: Record):
+    if len(drop_empty(cells, count)) != count:
         raise row.error(
             f"{len(cells)} columns instead of {count}, {cells[:4]}...: "
             "cut off, or saved again by another program; get the original"
         )
-    damaged = DAMAGED.intersection(cells)
-    if damaged:
-        raise row.error(
-            f"{', '.join(damaged)}: a spreadsheet has destroyed a value; get the original file"
-        )
-    return cells
+    if not DAMAGED.isdisjoint(cells):
+        damaged = ", ".join(DAMAGED.intersection(cells))
+        raise row.error(f"{damaged}: a spreadsheet has destroyed a value; get the original file")
 
 
 def json_lines(path: Path, parse: Callable, expected: str, advice: str) -> Iterator:
