@@ -89,7 +89,7 @@ told from how it begins and ends; an unusual kind of it"""
 
 
 def prompt(labels: Labels, n: int, later: random.Random | None = None) -> list[dict]:
-    """Chat messages that ask for n descriptions. later: draws hints, unless it is the first call."""
+    """Chat messages that ask for n descriptions. later: draws hints, except in the first call."""
     examples = {known: lines for known, lines in EXAMPLES.items() if known != labels}
     shown = "\n\n".join(f"Labels: {', '.join(known)}\n{x}" for known, x in examples.items())
     noun = "description" if n == 1 else "descriptions"
