@@ -135,32 +135,6 @@ BENCHMARKS = {
 }
 
 
-def classes(name: str, root: Root) -> list[str] | None:
-    """The benchmark's classes in the dataset's own order; None where it has no classes."""
-    listed = {
-        "fsd50k": labels.fsd50k_labels,
-        "dcase2017": labels.dcase2017_labels,
-        "vggsound": labels.vggsound_labels,
-    }
-    fixed = {
-        "tut2017": labels.TUT,
-        "vocalsound": labels.VOCALSOUND,
-        "cremad": labels.CREMAD,
-        "ravdess": labels.RAVDESS,
-        "sesa": labels.SESA,
-        "gtzan": labels.GTZAN,
-        "gtzan_filtered": labels.GTZAN,
-        "beijing_opera": labels.BEIJING_OPERA,
-    }
-    if name in listed:
-        return listed[name](root[BENCHMARKS[name].folder])
-    if name in fixed:
-        return list(fixed[name].values())
-    if name in ("esc50", "urbansound8k"):
-        return labels.in_order(BENCHMARKS[name].clips(root))
-    return None
-
-
 def samples(name: str, root: Root) -> Iterator[dict]:
     """The benchmark's clips in the project's schema. Only their audio is known: text is null."""
     benchmark = BENCHMARKS[name]
@@ -188,7 +162,7 @@ def make(name: str, root: str, out: str, audio: bool = True, limit: int | None =
     damaged or a label is not in the list of classes.
     """
     benchmark, tally, root = BENCHMARKS[name], Tally(), Root(root)
-    rows, names = list(samples(name, root)), classes(name, root)
+    rows, names = list(samples(name, root)), labels.classes(benchmark.reader, root)
     for row in rows if names else ():
         if not set(row["labels"]) <= set(names):
             raise DataError(

@@ -467,7 +467,7 @@ def test_a_local_model_that_writes_well(random_llms, tmp_path):
 
 @pytest.fixture
 def command(server, tmp_path, monkeypatch, capfd):
-    """Runs main() on two datasets, farm and sky; returns (status or message, everything printed)."""
+    """Runs main() on two datasets, farm and sky; returns (status or message, all it printed)."""
     plans = {"farm": Counter({DOG: 30, CAT: 1}), "sky": Counter({RAIN: 2})}
 
     def label_sets(name, root):

@@ -1,9 +1,18 @@
 """Readers of datasets of labelled clips (a clip's shape: shards/datasets/__init__.py)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from shards.files import DataError, Folder, Record, csv_records, readable, reader_of, stream_json
+from shards.files import (
+    DataError,
+    Folder,
+    Record,
+    Root,
+    csv_records,
+    readable,
+    reader_of,
+    stream_json,
+)
 
 # --- labels as the files name them, and as they read --------------------------------------
 
@@ -26,11 +35,6 @@ GTZAN = same("blues classical country disco hiphop jazz metal pop reggae rock")
 BEIJING_OPERA = dict(
     bangu="clapper-drum", naobo="cymbals", daluo="large gong", xiaoluo="small gong"
 )
-
-
-def in_order(clips: Iterable[dict]) -> list[str]:
-    """The labels of single-label clips by their class number."""
-    return [label for _, label in sorted({(clip["class"], clip["labels"][0]) for clip in clips})]
 
 
 # --- labels in a table --------------------------------------------------------------------
@@ -74,13 +78,11 @@ def audioset_strong(folder, split="train"):
     rows = csv_records(table, ("mid", "name"), header=False, delimiter="\t")
     names = {row["mid"]: row["name"] for row in rows}
     columns = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
-    clips = {}
+    clips = {}  # {segment: {label: None}}: a dict keeps the order, without repetitions
     for row in csv_records(path, columns, delimiter="\t"):
-        label = name_of(row["label"], names, row)
-        row.youtube(row["segment_id"].rpartition("_")[0])
-        clips.setdefault(row["segment_id"], {})[label] = (
-            None  # keeps the order, without repetitions
-        )
+        label, segment = name_of(row["label"], names, row), row["segment_id"]
+        row.youtube(segment.rpartition("_")[0])
+        clips.setdefault(segment, {})[label] = None
     for segment, labels in clips.items():
         video = segment.rpartition("_")[0]
         sound = (segment, f"Y{video}", video)
@@ -256,3 +258,35 @@ def beijing_opera(folder):
     for path in folder.names("*__ajaysm__*.wav", expected):
         instrument = path.stem.rpartition("__")[2].split("-")[0]
         yield named_clip(path, path.stem, instrument, BEIJING_OPERA)
+
+
+# --- the classes of each dataset, in its own order ----------------------------------------
+
+
+CLASSES = {
+    fsd50k: fsd50k_labels,
+    vggsound: vggsound_labels,
+    dcase2017: dcase2017_labels,
+    tut2017: TUT,
+    vocalsound: VOCALSOUND,
+    cremad: CREMAD,
+    ravdess: RAVDESS,
+    sesa: SESA,
+    gtzan: GTZAN,
+    beijing_opera: BEIJING_OPERA,
+}
+
+
+def classes(reader: Callable, root: Root) -> list[str] | None:
+    """The labels of the reader's dataset; None where its clips have no labels."""
+    if reader in (esc50, urbansound8k):
+        return in_order(reader(root))
+    known = CLASSES.get(reader)
+    if callable(known):
+        return known(root[reader.folder])
+    return list(known.values()) if known else None
+
+
+def in_order(clips: Iterable[dict]) -> list[str]:
+    """The labels of single-label clips by their class number."""
+    return [label for _, label in sorted({(clip["class"], clip["labels"][0]) for clip in clips})]
