@@ -15,33 +15,24 @@ from shards.embed import report
 from shards.writer import command_line, write_index
 
 
-def index(directory):
-    """Writes index.json for a folder of tar shards that has none; names what cannot be read."""
-    paths, shards, broken, sources, tasks = (
-        sorted(Path(directory).glob("*.tar")),
-        [],
-        [],
-        Counter(),
-        Counter(),
-    )
-    if not paths or (Path(directory) / "index.json").exists():
-        raise DataError(
-            f"{directory}: {'has an index.json already' if paths else 'no *.tar in it'}"
-        )
+def index(directory: str | Path) -> list[str]:
+    """Writes index.json for the shards; returns a line for each part that cannot be read.
+
+    Raises DataError where there is an index.json already, or no shard.
+    """
+    paths, shards, broken = sorted(Path(directory).glob("*.tar")), [], []
+    sources, tasks = Counter(), Counter()
+    if not paths:
+        raise DataError(f"{directory}: no *.tar in it")
+    if (Path(directory) / "index.json").exists():
+        raise DataError(f"{directory}: has an index.json already")
     for path in tqdm(paths, unit=" shards"):
-        samples = [(s["source"], s["task"]) for s in read_shard(str(path), broken=broken)]
-        sources.update(s for s, _ in samples)
-        tasks.update(t for _, t in samples)
+        samples = list(read_shard(str(path), broken=broken))
+        sources.update(sample["source"] for sample in samples)
+        tasks.update(sample["task"] for sample in samples)
         shards.append({"file": path.name, "n": len(samples), "sha256": sha256(path)})
-    write_index(
-        directory,
-        shards,
-        sources=dict(sources),
-        tasks=dict(tasks),
-        licences={},
-        vectors=None,
-        command=command_line(),
-    )
+    info = {"sources": dict(sources), "tasks": dict(tasks), "licences": {}, "vectors": None}
+    write_index(directory, shards, **info, command=command_line())
     return broken
 
 

@@ -1,11 +1,9 @@
-import json
 import tarfile
 from collections import Counter
 from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 from conftest import make_samples, write_samples
 
 import data
@@ -13,16 +11,12 @@ from data import (
     Batches,
     DataError,
     Plan,
-    Source,
     Visit,
     find_sources,
     loader,
     read_shard,
-    read_source,
-    sha256,
 )
 from mats import Template
-from shards import embed as embedding, index as indexing, writer
 from shards.writer import ShardWriter
 
 
@@ -43,101 +37,6 @@ def ids_of(batches, n):
 
 
 # --- writing and reading ---
-
-
-def test_round_trip(tmp_path):
-    samples = list(make_samples(50))
-    write_samples(tmp_path / "s", samples)
-    back = list(read_source(Source(tmp_path / "s")))
-    assert [{k: v for k, v in b.items() if k not in ("vector", "key")} for b in back] == samples
-    assert all(
-        abs(np.linalg.norm(b["vector"]) - 1) < 1e-3 and b["vector"].dtype == np.float32
-        for b in back
-    )
-    index = json.loads((tmp_path / "s" / "index.json").read_text())
-    assert (
-        index["n"] == 50
-        and [s["n"] for s in index["shards"]] == [20, 20, 10]
-        and index["sources"] == {"farm": 50}
-    )
-    names = tarfile.open(
-        tmp_path / "s" / "000000.tar"
-    ).getnames()  # plain WebDataset: others can read it
-    assert (
-        names[0].endswith(".json") and names[1].endswith(".npy") and names[0][:-5] == names[1][:-4]
-    )
-
-
-def test_same_samples_same_bytes(tmp_path):
-    for name in "ab":
-        write_samples(tmp_path / name, make_samples(50))
-    for i in range(3):
-        assert (tmp_path / f"a/00000{i}.tar").read_bytes() == (
-            tmp_path / f"b/00000{i}.tar"
-        ).read_bytes()
-    assert (
-        json.loads((tmp_path / "a/index.json").read_text())["hash"]
-        == json.loads((tmp_path / "b/index.json").read_text())["hash"]
-    )
-
-
-def test_writer_never_overwrites_and_leaves_nothing_half_written(tmp_path):
-    write_samples(tmp_path, make_samples(5))
-    with pytest.raises(DataError, match="already holds"):
-        ShardWriter(tmp_path)
-    with pytest.raises(RuntimeError):
-        with ShardWriter(tmp_path / "x") as writer:
-            writer.write(next(make_samples(1)))
-            raise RuntimeError
-    assert list((tmp_path / "x").iterdir()) == []
-
-
-@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 70_000])
-def test_members_are_those_of_tarfile(n):
-    info = tarfile.TarInfo("00000000000123.flac")
-    info.size = n
-    content = np.random.default_rng(n).bytes(n)
-    assert b"".join(writer.tar_member(info.name, content)) == info.tobuf(
-        tarfile.USTAR_FORMAT
-    ) + content + bytes(-n % 512)
-
-
-def test_shards_of_audio_stay_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "SHARD_BYTES", 50_000)
-    with ShardWriter(tmp_path) as shards:
-        for s in make_samples(12):
-            shards.write(s, audio=("wav", bytes(20_000)))
-    index = json.loads((tmp_path / "index.json").read_text())
-    assert [s["n"] for s in index["shards"]] == [3, 3, 3, 3]
-    assert [s["sha256"] for s in index["shards"]] == [
-        sha256(p) for p in sorted(tmp_path.glob("*.tar"))
-    ]
-
-
-@pytest.mark.parametrize("stop", [1, 20, 39, 45])
-def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, stop):
-    samples = list(make_samples(50))
-    with pytest.raises(KeyboardInterrupt):
-        with ShardWriter(tmp_path / "a", 20, key="k") as writer:
-            for i, s in enumerate(samples):
-                if i == stop:
-                    raise KeyboardInterrupt
-                writer.write(s)
-    assert len(list((tmp_path / "a").glob("*.tar*"))) == stop // 20
-    if stop >= 20:
-        for key in ("another", None):
-            with pytest.raises(DataError, match="begun from other data"):
-                ShardWriter(tmp_path / "a", 20, key=key)
-        with pytest.raises(DataError, match="fewer than when it was begun"):
-            with ShardWriter(tmp_path / "a", 20, key="k") as writer:
-                writer.write(samples[0])
-    for name in "ab":
-        with ShardWriter(tmp_path / name, 20, key="k") as writer:
-            for s in samples:
-                writer.write(s)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
-        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
-    }
 
 
 @pytest.mark.parametrize(
@@ -203,17 +102,6 @@ def test_nothing_readable_is_an_error_that_names_the_source(tmp_path, tokenizer)
     (tmp_path / "s" / "000000.tar").unlink()
     with pytest.raises(DataError, match="no usable sample.*000000.tar"):
         next(iter(Batches(plan_of(tmp_path), Template("{audio}{instruction}", tokenizer))))
-
-
-def test_missing_index_says_how_to_make_one(tmp_path):
-    write_samples(tmp_path / "s", make_samples(30))
-    made = json.loads((tmp_path / "s" / "index.json").read_text())
-    (tmp_path / "s" / "index.json").unlink()
-    with pytest.raises(DataError, match="shards.index"):
-        Source(tmp_path / "s")
-    assert indexing.index(tmp_path / "s") == []
-    again = json.loads((tmp_path / "s" / "index.json").read_text())
-    assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
 
 
 def test_pipe_url(root):
@@ -364,54 +252,3 @@ def test_template_puts_the_answer_where_it_belongs(tokenizer):
     for wrong in ("{instruction}", "{audio}", "{instruction}{audio}"):
         with pytest.raises(ValueError, match="template"):
             Template(wrong, tokenizer)
-
-
-# --- embed ---
-
-
-class Letters:
-    """An encoder of one's own: three attributes and two methods. Counts what it is asked."""
-
-    dim, sample_rate, seconds = 26, 8000, 1.0
-
-    def __init__(self):
-        self.asked = []
-
-    def encode_text(self, texts):
-        self.asked += texts
-        z = torch.tensor(
-            [[float(t.lower().count(chr(97 + i))) for i in range(26)] for t in texts]
-        ).view(-1, 26)
-        return torch.nn.functional.normalize(z, dim=-1)
-
-
-def test_embed_encodes_each_text_once_and_resumes(tmp_path, monkeypatch):
-    samples = list(make_samples(60))
-    write_samples(tmp_path / "src", samples, vectors=False)
-    clap = Letters()
-    real, calls = embedding.copy_shard, []
-
-    def dies_at_the_third(*args):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(args)
-        real(*args)
-
-    monkeypatch.setattr(embedding, "copy_shard", dies_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "letters", progress=False)
-    assert len(clap.asked) == len(set(clap.asked)) == len({s["text"] for s in samples})
-    monkeypatch.setattr(embedding, "copy_shard", real)
-    kept = (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns
-    with pytest.raises(DataError, match="another encoder"):
-        embedding.embed(tmp_path / "src", tmp_path / "dst", clap, "other", progress=False)
-    assert (
-        embedding.embed(tmp_path / "src", tmp_path / "dst", Letters(), "letters", progress=False)
-        == []
-    )
-    assert (tmp_path / "dst" / "000001.tar").stat().st_mtime_ns == kept
-    back = list(read_source(Source(tmp_path / "dst"), strict=True))
-    want = Letters().encode_text([s["text"] for s in samples])
-    assert [b["id"] for b in back] == [s["id"] for s in samples]
-    np.testing.assert_allclose(np.stack([b["vector"] for b in back]), want.numpy(), atol=1e-3)
-    assert Source(tmp_path / "dst").index["vectors"]["dim"] == 26

@@ -1,7 +1,7 @@
-"""shards/describe.py against a real HTTP server on the loopback address, a real kill, and a real (tiny, random) model."""
+"""shards.describe against a real HTTP server, a real kill, and a real (tiny, random) model."""
 
+import io
 import json
-import os
 import re
 import signal
 import socket
@@ -21,13 +21,13 @@ from scoring.llm import Endpoint, LLMError, Local, Unanswered
 from shards.describe import (
     EXAMPLES,
     PER_CALL,
-    clean,
     describe,
     estimate,
     fault,
     main,
     prompt,
     read,
+    unmarked,
     words,
 )
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def writer(server):
-    """The server's model writes as many new descriptions as it is asked for; server.good(labels, n, request) may say which."""
+    """The server's model writes n new descriptions; server.good(labels, n, request) replaces it."""
 
     def answer(body, k):
         labels, n = re.search(
@@ -75,13 +75,13 @@ def ask_text(texts):
     return lambda messages: (texts.pop(0) if len(texts) > 1 else texts[0], {})
 
 
-# --- a server that answers well ------------------------------------------------------------------------------------------
+# --- a server that answers well -----------------------------------------------------------
 
 
 def test_the_plan_is_met_exactly_in_clean_lines(server, tmp_path):
     plan, path = Counter({DOG: 45, RAIN: 3, CAT: 1}), tmp_path / "d" / "farm.jsonl"
     report = describe(plan, endpoint(server, key=KEY), path, "m", workers=3)
-    assert counts(path) == plan and not report.lacks and not report.given_up
+    assert counts(path) == plan and not report.missing and not report.given_up
     assert report.requests == len(server.requests) == 3 + 1 + 1  # 20 + 20 + 5, 3, 1
     assert report.usage == {"prompt_tokens": 500, "completion_tokens": 50}
     url, headers, body, _ = server.requests[0]
@@ -131,7 +131,7 @@ def test_what_comes_too_much_is_dropped_and_counted(server, tmp_path):
     assert counts(tmp_path / "a.jsonl") == {DOG: 4} and report.dropped == {"more than wanted": 5}
 
 
-# --- one that does not ---------------------------------------------------------------------------------------------------
+# --- one that does not --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_one_label_set_that_fails_is_named_and_the_others_go_on(server, tmp_path
     )
     assert counts(tmp_path / "a.jsonl") == {CAT: 2, RAIN: 2} == Counter({CAT: 2, RAIN: 2})
     assert (
-        report.lacks == {DOG: 1}
+        report.missing == {DOG: 1}
         and list(report.given_up) == [DOG]
         and "500" in report.given_up[DOG]
     )
@@ -197,9 +197,11 @@ def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
     path.write_text('{"labels": ["dog"], "text": "A dog barks far away.", "model": "m"}\n')
     asked = []
 
-    def ask(messages, ask=Endpoint(url, "m", tries=2, backoff=0.01)):
+    closed = Endpoint(url, "m", tries=2, backoff=0.01)
+
+    def ask(messages):
         asked.append(messages)
-        return ask(messages)
+        return closed(messages)
 
     with pytest.raises(
         LLMError, match="1[01] requests in a row failed.*(?s:.)*refused(?s:.)*keeps what it has"
@@ -214,7 +216,7 @@ def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
         describe(Counter({CAT: 1}), ask, path, "m")
 
 
-# --- answers that bring nothing ------------------------------------------------------------------------------------------
+# --- answers that bring nothing -----------------------------------------------------------
 
 
 def test_duplicates_for_ever_give_the_label_set_up(server, tmp_path):
@@ -224,7 +226,7 @@ def test_duplicates_for_ever_give_the_label_set_up(server, tmp_path):
     report = describe(
         Counter({DOG: 50, CAT: 1}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1
     )
-    assert counts(tmp_path / "a.jsonl") == {DOG: 1, CAT: 1} and report.lacks == {DOG: 49}
+    assert counts(tmp_path / "a.jsonl") == {DOG: 1, CAT: 1} and report.missing == {DOG: 49}
     assert "nothing new in 3 calls" in report.given_up[DOG] and CAT not in report.given_up
     assert (
         len(server.requests) == 5 and report.dropped["duplicate"] == 8
@@ -252,16 +254,17 @@ def test_later_calls_say_so_and_differ_and_echoes_of_the_prompt_do_not_count(ser
     assert echo not in prompt(DOG, 3)[1]["content"]  # an example for these labels would be copied
 
 
-# --- stopping and going on -----------------------------------------------------------------------------------------------
+# --- stopping and going on ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing_that_was_written(server, tmp_path):
     server.pause, path = 0.05, tmp_path / "a.jsonl"
     plan = Counter({DOG: 130, RAIN: 90, CAT: 70})
     code = (
         "from collections import Counter\n"
         "from scoring.llm import Endpoint\nfrom shards.describe import describe\n"
-        f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', workers=2)"
+        f"describe(Counter({dict(plan)!r}), Endpoint({server.url!r}, 'm'), {str(path)!r}, 'm', 2)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -310,7 +313,7 @@ def test_a_line_that_is_no_description_is_named_and_left_alone(tmp_path, line):
     assert path.read_bytes() == before
 
 
-# --- the filter ----------------------------------------------------------------------------------------------------------
+# --- the filter ---------------------------------------------------------------------------
 
 OTHERS = {"dog", "cat", "rain", "thunder", "flash flood", "sea waves", "crying baby"}
 
@@ -382,22 +385,22 @@ def test_the_filter(text, labels, why):
     ],
 )
 def test_lines_are_cleaned(line, text):
-    assert clean(line, DOG) == text
+    assert unmarked(line, DOG) == text
 
 
 def test_our_own_examples_pass_our_own_filter():
     everything = {label for labels in EXAMPLES for label in labels}
     for labels, shown in EXAMPLES.items():
         assert all(
-            fault(text, labels, everything) is None and clean(text, labels) == text
+            fault(text, labels, everything) is None and unmarked(text, labels) == text
             for text in shown.split("\n")
         )
 
 
 def test_dropped_lines_are_counted_by_reason_and_a_cut_answer_loses_its_last_line(server, tmp_path):
     text = (
-        "<think>A dog might growl.\nHm.</think>\nHere are 3 of them:\n1. A dog barks near a wall.\n2. A red dog barks.\n"
-        "3. A dog whi"
+        "<think>A dog might growl.\nHm.</think>\nHere are 3 of them:\n"
+        "1. A dog barks near a wall.\n2. A red dog barks.\n3. A dog whi"
     )
     body = json.dumps(
         {"choices": [{"message": {"content": text}, "finish_reason": "length"}], "usage": None}
@@ -405,10 +408,10 @@ def test_dropped_lines_are_counted_by_reason_and_a_cut_answer_loses_its_last_lin
     server.script = [(200, {}, body)]
     report = describe(Counter({DOG: 1}), endpoint(server), tmp_path / "a.jsonl", "m")
     assert [r["text"] for r in rows(tmp_path / "a.jsonl")] == ["A dog barks near a wall."]
-    assert report.dropped == {"remark": 1, "visual": 1} and not report.lacks
+    assert report.dropped == {"remark": 1, "visual": 1} and not report.missing
 
 
-# --- a local model -------------------------------------------------------------------------------------------------------
+# --- a local model ------------------------------------------------------------------------
 
 
 def test_a_random_model_brings_nothing_and_ends(random_llms, tmp_path):
@@ -419,7 +422,7 @@ def test_a_random_model_brings_nothing_and_ends(random_llms, tmp_path):
         "m",
         workers=2,
     )
-    assert report.lacks == {DOG: 3, RAIN: 2} and all(
+    assert report.missing == {DOG: 3, RAIN: 2} and all(
         "nothing new in 3" in why for why in report.given_up.values()
     )
     assert (
@@ -430,7 +433,7 @@ def test_a_random_model_brings_nothing_and_ends(random_llms, tmp_path):
 
 
 def test_a_local_model_that_writes_well(random_llms, tmp_path):
-    """The real tokenizer, template and padding; only what is sampled is put in: n lines, and the end-of-text token."""
+    """The real tokenizer, template and padding; only the sampled tokens are replaced."""
     import torch
 
     local, seen = Local(random_llms["llama"]), []
@@ -459,18 +462,19 @@ def test_a_local_model_that_writes_well(random_llms, tmp_path):
     assert counts(tmp_path / "a.jsonl") == plan and seen == [2, 2] and not report.dropped
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(server, tmp_path, monkeypatch, capfd):
-    """Runs main() on two data sets, farm and sky; returns (exit status or message, everything printed)."""
+    """Runs main() on two datasets, farm and sky; returns (status or message, all it printed)."""
     plans = {"farm": Counter({DOG: 30, CAT: 1}), "sky": Counter({RAIN: 2})}
-    source = types.ModuleType("shards.audiotia")
-    source.label_sets = lambda name, root: (
-        plans[name] if root == str(tmp_path) else pytest.fail(f"root {root}")
-    )
-    monkeypatch.setitem(sys.modules, "shards.audiotia", source)
+
+    def label_sets(name, root):
+        assert root == str(tmp_path)
+        return plans[name]
+
+    monkeypatch.setattr(module, "label_sets", label_sets)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     def run(*args):
@@ -518,7 +522,7 @@ def test_the_command_estimates_describes_and_keeps_the_key_secret(command, serve
 
 
 def test_the_command_asks_before_it_starts(command, server, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     code, out = command("sky")
     assert (
         "--yes" in code
@@ -528,7 +532,7 @@ def test_the_command_asks_before_it_starts(command, server, tmp_path, monkeypatc
     )
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
     for answer, n in (("n", 0), ("", 0), ("y", 1)):
-        monkeypatch.setattr("builtins.input", lambda _: answer)
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
         code, _ = command("sky")
         assert (code is None) == (answer == "y") and len(server.requests) == n
 
@@ -538,11 +542,11 @@ def test_per_label_and_limit(command, tmp_path):
     assert counts(tmp_path / "descriptions" / "farm.jsonl") == {DOG: 2}
 
 
-def test_the_command_says_what_lacks_and_fails(command, server):
+def test_the_command_says_what_is_missing_and_fails(command, server):
     server.good = lambda labels, n, k: f"A {labels[0]} calls once.\nA pink {labels[0]} calls."
     code, out = command("farm", "--yes", "--workers", "1")
-    assert "29 descriptions lack" in code and "dropped: 5 visual" in out
-    assert "given up: dog (29 lacking): nothing new in 3 calls" in out
+    assert "29 descriptions missing" in code and "dropped: 5 visual" in out
+    assert "given up: dog (29 missing): nothing new in 3 calls" in out
     server.script = [(401, {}, f"who is {KEY}?")]
     code, out = command("sky", "--yes")
     assert "401" in code and KEY not in code + out
@@ -555,10 +559,11 @@ def test_the_command_says_what_lacks_and_fails(command, server):
 def test_the_command_with_a_local_model(command, random_llms, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_TOKENS", 16)
     code, out = command("sky", "--yes", "--local", random_llms["llama"])
-    assert "2 descriptions lack" in code and "given up: rain, thunder (2 lacking)" in out
+    assert "2 descriptions missing" in code and "given up: rain, thunder (2 missing)" in out
     assert "nowhere" in command("sky", "--yes", "--local", str(tmp_path / "nowhere"))[0]
 
 
+@pytest.mark.slow
 def test_the_script_finds_the_project_from_anywhere(tmp_path):
     out = subprocess.run(
         [sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True
@@ -566,7 +571,7 @@ def test_the_script_finds_the_project_from_anywhere(tmp_path):
     assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
 
 
-def test_the_estimate_counts_only_what_lacks():
+def test_the_estimate_counts_only_what_is_missing():
     plan = Counter({DOG: 45, CAT: 20})
     whole, part = estimate(plan, Counter()), estimate(plan, Counter({DOG: 40, CAT: 25}))
     assert (

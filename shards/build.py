@@ -1,0 +1,267 @@
+"""From samples to a folder of shards, with or without audio: shared by all builders."""
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data import AUDIO, DataError
+from shards.files import Missing, load_json
+from shards.writer import ShardWriter
+
+MAGIC = {
+    b"RIFF": "wav",
+    b"RF64": "wav",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"ID3": "mp3",
+    b".snd": "au",
+}
+
+
+# --- audio files --------------------------------------------------------------------------
+
+
+class Sounds:
+    """The audio files under a folder, found by name. Walks the folder once.
+
+    `find("fold1/x", "x")` is the path of the first of these names, without extension, that exists,
+    or None. A name without a folder fits a file in any.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.files = str(folder), defaultdict(list)
+
+        def refuse(error):  # os.walk would skip a folder that it may not read
+            raise error
+
+        for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            folders.sort()
+            for name in names:
+                stem, dot, extension = name.rpartition(".")
+                if dot and extension.lower() in AUDIO:
+                    self.files[stem].append(os.path.join(parent, name))
+
+    def find(self, *stems: str) -> str | None:
+        for stem in stems:
+            *folders, name = stem.split("/")
+            hits = [path for path in self.files.get(name, ()) if lies_in(path, folders)]
+            if len(hits) > 1 and len(set(map(os.path.getsize, hits))) > 1:
+                raise DataError(
+                    f"{name} is there {len(hits)} times, and they differ: {', '.join(sorted(hits))}"
+                )
+            if hits:
+                return min(hits)
+        return None
+
+    def fingerprint(self) -> str:
+        """sha256 of the files' names under the folder."""
+        names = sorted(path[len(self.folder) :] for paths in self.files.values() for path in paths)
+        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+    def __len__(self):
+        return sum(map(len, self.files.values()))
+
+
+def lies_in(path: str, folders: list[str]) -> bool:
+    """Whether the last folders of the path are these."""
+    parents = path.split(os.sep)[:-1]
+    return parents[len(parents) - len(folders) :] == folders
+
+
+def read_audio(path: str | Path) -> tuple[str, bytes]:
+    """(extension, bytes): the extension says what the bytes are, since some .wav are mp3.
+
+    Raises DataError on any other format.
+    """
+    content = Path(path).read_bytes()
+    for magic, extension in MAGIC.items():
+        if content.startswith(magic):
+            return extension, content
+    if len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0:
+        return "mp3", content
+    problem = "neither wav, flac, ogg, mp3 nor au" if content else "an empty file"
+    raise DataError(f"{path}: {problem}")
+
+
+# --- building -----------------------------------------------------------------------------
+
+
+class Tally:
+    """Counts the clips that were left out, with the first few names for each reason."""
+
+    def __init__(self):
+        self.counts, self.names = Counter(), defaultdict(list)
+
+    def drop(self, reason: str, name):
+        self.counts[reason] += 1
+        if len(self.names[reason]) < 3:
+            self.names[reason].append(str(name))
+
+    def as_dict(self) -> dict:
+        return {reason: {"n": n, "first": self.names[reason]} for reason, n in self.counts.items()}
+
+    def __str__(self):
+        parts = []
+        for reason, n in self.counts.items():
+            more = ["..."] if n > len(self.names[reason]) else []
+            parts.append(f"{n:,} {reason} ({', '.join(self.names[reason] + more)})")
+        return "; ".join(parts)
+
+
+def build(
+    out: str | Path,
+    name: str,
+    samples: Iterable[dict],
+    tally: Tally,
+    key: dict,
+    licence: str,
+    sounds: Sounds | None = None,
+    limit: int | None = None,
+    per_shard: int = 4096,
+    **info,
+) -> tuple[dict, bool]:
+    """Writes the samples to the shards OUT/NAME; returns (its index.json, whether it is new).
+
+    A sample is a dict of the schema; `sound` lists the names that its audio may have. With `sounds`
+    a sample without audio is counted in `tally` and left out. A complete set of the same key is
+    kept as it is; an interrupted one is resumed. `info` goes to index.json.
+    Raises DataError on a set of another key and on a full disk, Missing when no sample is left.
+    """
+    folder = Path(out) / name
+    key = {**key, "limit": limit, "audio": sounds and sounds.fingerprint()}
+    index = folder / "index.json"
+    if index.exists():
+        return check_key(load_json(index), key, folder), False
+    try:
+        with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer:
+            if not write_all(writer, name, samples, sounds, limit, tally):
+                raise Missing(f"no samples. Left out: {str(tally) or 'nothing'}")
+            writer.info |= {"key": key, "left_out": tally.as_dict(), **info}
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where it is empty: no shard is complete yet
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            raise DataError(
+                f"{folder}: the disk is full. Complete shards are kept; "
+                "run the same command again to resume"
+            ) from e
+        raise
+    return load_json(index), True
+
+
+def check_key(made: dict, key: dict, folder: Path) -> dict:
+    """The finished set's index, `made`; raises DataError if it was built from something else."""
+    if made.get("key") != key:
+        changed = [field for field in key if made.get("key", {}).get(field) != key[field]]
+        raise DataError(
+            f"{folder} was built with another {', '.join(changed) or 'builder'}; "
+            "delete it, or choose another --out"
+        )
+    return made
+
+
+def write_all(writer, name, samples, sounds, limit, tally) -> int:
+    """Writes at most `limit` samples; returns how many."""
+    n = 0
+    with tqdm(desc=name, unit=" samples", unit_scale=True, mininterval=0.5) as bar:
+        for sample in samples:
+            if n == limit:
+                break
+            names, audio = sample.pop("sound", ()), None
+            if sounds is not None:
+                audio = audio_of(sample["id"], names, sounds, tally)
+                if audio is None:
+                    continue
+            writer.write(sample, audio=audio)
+            n += 1
+            bar.update()
+    return n
+
+
+def audio_of(sample_id, names, sounds, tally) -> tuple[str, bytes] | None:
+    """(extension, bytes) of the first of these names that exists; None, counted, without one."""
+    path = sounds.find(*names)
+    if path is None:
+        tally.drop("without their audio file", names[0] if names else sample_id)
+        return None
+    try:
+        return read_audio(path)
+    except DataError as e:
+        tally.drop("with an unreadable audio file", e)
+        return None
+
+
+# --- the command line ---------------------------------------------------------------------
+
+
+def builder_parser(doc: str, table: dict) -> argparse.ArgumentParser:
+    """The options that both builders have. table: name -> something that can be built."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = parser.add_argument
+    option("names", nargs="*", metavar="NAME", help=f"all, or any of: {', '.join(table)}")
+    option("--root", required=True, help="the folder that holds the datasets' folders")
+    option("--out", help="where the shards go, each set in a folder of its own")
+    option("--limit", type=int, help="at most so many samples of each")
+    option("--list", action="store_true", help="print every set, and what is under --root")
+    option("--check", action="store_true", help="compare counts with the published ones")
+    return parser
+
+
+def run(parser, argv, table: dict, overview: Callable, builder: Callable):
+    """Runs a builder's command line.
+
+    overview(names, args, asked) prints the counts and returns the differences, one line each; it
+    counts a missing dataset as one where it was asked for by name. builder(args) returns a function
+    that builds one name and returns its number of samples. Given `all`, datasets that are not on
+    disk are listed at the end. Exits 1 on a difference (--check), an error, or no sample at all.
+    """
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
+    asked = args.names not in ([], ["all"])
+    names = args.names if asked else list(table)
+    for name in names:
+        if name not in table:
+            sys.exit(f"{parser.prog}: there is no {name!r}; there are: {', '.join(table)}")
+    try:
+        if args.list or args.check:
+            wrong = overview(names, args, asked)
+            if args.check and wrong:
+                sys.exit("\n".join([f"{parser.prog}: the counts differ:", *wrong]))
+            sys.exit(0)
+        if not args.names or not args.out:
+            sys.exit(
+                f"{parser.prog}: give the NAMEs to build, or all, and --out for the shards "
+                "(or --list, --check)"
+            )
+        total = build_all(names, builder(args), asked)
+        print(f"{total:,} samples in {args.out}")
+        if not total:
+            sys.exit(1)
+    except (DataError, OSError) as e:
+        sys.exit(f"{parser.prog}: {e}")
+
+
+def build_all(names: list[str], build_one: Callable, asked: bool) -> int:
+    """Builds all names; returns the number of samples. Lists the missing ones unless `asked`."""
+    total, missing = 0, []
+    for name in names:
+        try:
+            total += build_one(name)
+        except Missing as e:
+            if asked:
+                raise
+            missing.append(f"missing: {name}: {e}")
+    for line in missing:
+        print(line)
+    return total

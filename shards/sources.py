@@ -1,0 +1,338 @@
+"""The sources of AudioTIA-5M and AudioAIA: every dataset, its published count, where to get it."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+from zlib import crc32
+
+from shards.datasets.captions import (
+    audiocaps,
+    clotho,
+    lp_musiccaps,
+    macs,
+    musiccaps,
+    song_describer,
+    wavcaps,
+)
+from shards.datasets.labels import (
+    audioset,
+    audioset_strong,
+    beijing_opera,
+    cremad,
+    dcase2017,
+    esc50,
+    fsd50k,
+    gtzan,
+    ravdess,
+    sesa,
+    tut2017,
+    urbansound8k,
+    vggsound,
+    vocalsound,
+)
+from shards.datasets.questions import clothoaqa, musicqa, openaqa
+from shards.files import YOUTUBE, Missing, Root, clean, reader_of
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A part of a public dataset: what it is, and how its clips are read."""
+
+    group: str  # sound or music, and the task: a row of Table S5
+    title: str
+    published: int | None  # captions, questions or labelled clips; None: not known exactly
+    tag: str  # of the released training code, which puts it in brackets
+    reader: Callable[..., Iterator[dict]]  # Root, part -> clips
+    part: str = ""
+
+    @property
+    def folder(self) -> str:  # under the root
+        return self.reader.folder
+
+    @property
+    def task(self) -> str:  # of data.TASKS
+        return "music_cap" if self.group == "music cap" else self.group.split()[1]
+
+    def clips(self, root: Root) -> Iterator[dict]:
+        return self.reader(root, self.part) if self.part else self.reader(root)
+
+    def compare(
+        self, name: str, root: str, size: Callable[[dict], int], asked: bool
+    ) -> tuple[int | None, list[str]]:
+        """Prints the sum of the clips' sizes beside the published one; returns (sum, differences).
+
+        Where files are missing the sum is None: a difference if the dataset was `asked` for.
+        """
+        published, n = f"{self.published:,}" if self.published else "?", None
+        there, about, wrong = "-", self.title, []
+        try:
+            n = sum(map(size, self.clips(Root(root))))
+            there = f"{n:,}"
+            if self.published not in (None, n):
+                wrong = [f"{name}: {there} where {published} were published"]
+        except Missing as e:
+            about = e
+            if asked:
+                wrong = [f"{name}: {e}"]
+        print(f"{name:20} {self.task:9} {there:>9} of {published:>9}  {about}")
+        return n, wrong
+
+
+class Page(NamedTuple):
+    licence: str
+    url: str
+
+
+# --- questions, joined to captions of their clips -----------------------------------------
+
+VIDEO = re.compile(r"Y?([\w-]{11})(?:_\d.*)?")  # Y<id>, <id>, <id>_<start>; an id may begin with Y
+MUSIC = re.compile(r"nsynth|gtzan|music|magna|mtt|mtg|fma|medley|mridangam|opera", re.I)
+
+
+def optional(root: Root, clips: Iterable) -> Iterator:
+    """The clips, or none, with a note, where they are not on disk."""
+    try:
+        yield from clips
+    except Missing as e:
+        root.notes.append(str(e))
+
+
+def pick(captions: list[str] | None, question: str) -> str | None:
+    """One of the captions, always the same for the same question; None where there are none."""
+    return captions[crc32(question.encode()) % len(captions)] if captions else None
+
+
+@reader_of("clothoaqa")
+def joined_clothoaqa(folder, split):
+    root, captions = folder.root, {}
+    for part in ("development", "validation", "evaluation"):
+        for clip in clotho(root, part):
+            captions.setdefault(clip["file"], []).extend(clip["captions"])
+    for clip in clothoaqa(root, split):
+        yield clip | {"text": pick(captions.get(clip["file"]), clip["question"])}
+
+
+def openaqa_captions(root: Root) -> dict[tuple[str, str], list[str]]:
+    """{(kind of id, id): captions} of OpenAQA's clips, as far as their captions are on disk."""
+    found = {}
+    for kind, key, clips in (
+        ("youtube", "youtube", audiocaps(root, "train")),
+        ("youtube", "youtube", wavcaps(root, "audioset")),
+        ("clotho", "file", clotho(root, "development")),
+        ("clotho", "file", clotho(root, "validation")),
+        ("freesound", "freesound", wavcaps(root, "freesound")),
+        ("soundbible", "id", wavcaps(root, "soundbible")),
+    ):
+        for clip in optional(root, clips):
+            captions = clip.get("captions") or [clip["caption"]]
+            found.setdefault((kind, clip[key]), []).extend(captions)
+    return found
+
+
+@reader_of("openaqa")
+def openaqa_part(folder, part):
+    """part: open, questions about sounds; cls or music_cap, closed tasks about music."""
+    captions = openaqa_captions(folder.root) if part == "open" else {}
+    for row in openaqa(folder.root):
+        if part_of(row) != part:
+            continue
+        stem = PurePosixPath(row["audio_id"]).stem
+        clip = {"id": row["id"], "sound": (stem,)}
+        if part == "open":
+            yield clip | open_question(row, stem, captions)
+        elif part == "music_cap":
+            yield clip | {"caption": row["output"]}
+        else:
+            names = row["output"].rpartition(":")[2].split(";")
+            clip["labels"] = [clean(name) for name in names if name.strip(" .")]
+            yield clip if clip["labels"] else clip | {"drop": "without a label"}
+
+
+def part_of(row: dict) -> str | None:
+    """The part that a row belongs to; None for open questions about music, closed about sound."""
+    task, music = row["task"].lower(), bool(MUSIC.search(row["dataset"]))
+    if "open" in task:
+        return None if music else "open"
+    if not music:
+        return None
+    return "music_cap" if "cap" in task else "cls"
+
+
+def open_question(row: dict, stem: str, captions: dict) -> dict:
+    """The question with a caption of its clip. Its dataset says what the clip's name stands for."""
+    dataset = row["dataset"].lower().replace("_", "")
+    kinds = [kind for kind in ("soundbible", "freesound", "clotho") if kind in dataset]
+    kind, name, video = kinds[0] if kinds else "youtube", stem, VIDEO.fullmatch(stem)
+    if kind == "clotho":
+        name = f"{stem}.wav"
+    elif kind == "youtube" and video:
+        name = video[1]
+    return {
+        "question": row["instruction"],
+        "answer": row["output"],
+        "text": pick(captions.get((kind, name)), row["instruction"]),
+        "file" if kind == "clotho" else kind: name,
+    }
+
+
+@reader_of("musicqa")
+def joined_musicqa(folder):
+    """Questions about MusicCaps' and MagnaTagATune's tracks.
+
+    MusicQA's Eval part, about MTG-Jamendo's tracks, is MU-LLaMA's test set and stays out.
+    """
+    root, parts = folder.root, []
+    tracks = optional(root, musiccaps(root, "train"))
+    captions = {clip["youtube"]: clip["caption"] for clip in tracks}
+    captions.update(optional(root, lp_musiccaps(root)))
+    for part in ("Pretrain", "Finetune"):
+        try:
+            folder.find(f"{part}MusicQA.json")
+            parts.append(part)
+        except Missing as e:
+            root.notes.append(str(e))
+    if not parts:
+        raise Missing(f"{folder} lacks PretrainMusicQA.json and FinetuneMusicQA.json")
+    for part in parts:
+        for clip in musicqa(root, part):
+            stem = clip["sound"][0]
+            clip["text"] = captions.get(stem)
+            if YOUTUBE.fullmatch(stem):
+                clip["youtube"] = stem  # one of MusicCaps' tracks
+            yield clip
+
+
+# --- the table ----------------------------------------------------------------------------
+
+SOURCES = {
+    # sounds: labels
+    "audioset": Dataset(
+        "sound cls", "AudioSet, balanced segments", 22_160, "multi events", audioset
+    ),
+    "audioset_strong": Dataset(
+        "sound cls", "AudioSet, strong labels", 103_463, "multi events", audioset_strong
+    ),
+    "fsd50k": Dataset("sound cls", "FSD50K dev", 40_966, "multi events", fsd50k, "dev"),
+    "vggsound": Dataset("sound cls", "VGGSound train", None, "single event", vggsound, "train"),
+    "dcase2017": Dataset(
+        "sound cls", "DCASE2017 task 4, training", 51_172, "single event", dcase2017, "training"
+    ),
+    "esc50": Dataset("sound cls", "ESC-50", 2_000, "single event", esc50),
+    "urbansound8k": Dataset("sound cls", "UrbanSound8K", 8_732, "single event", urbansound8k),
+    "tut2017": Dataset(
+        "sound cls",
+        "TUT Acoustic Scenes 2017, development",
+        4_680,
+        "scene event",
+        tut2017,
+        "development",
+    ),
+    "sesa": Dataset("sound cls", "SESA, train", 480, "surveillance event", sesa, "train"),
+    "vocalsound": Dataset(
+        "sound cls", "VocalSound, train", None, "vocal event", vocalsound, "train"
+    ),
+    "cremad": Dataset("sound cls", "CREMA-D", 7_442, "emotion event", cremad),
+    "ravdess": Dataset("sound cls", "RAVDESS, speech", 1_440, "emotion event", ravdess),
+    # sounds: captions
+    "wavcaps_audioset": Dataset(
+        "sound cap", "WavCaps, AudioSet-SL", 108_317, "audio caption", wavcaps, "audioset"
+    ),
+    "wavcaps_bbc": Dataset("sound cap", "WavCaps, BBC", 31_201, "audio caption", wavcaps, "bbc"),
+    "wavcaps_freesound": Dataset(
+        "sound cap", "WavCaps, FreeSound", 262_300, "audio caption", wavcaps, "freesound"
+    ),
+    "wavcaps_soundbible": Dataset(
+        "sound cap", "WavCaps, SoundBible", 1_232, "audio caption", wavcaps, "soundbible"
+    ),
+    "macs": Dataset("sound cap", "MACS", None, "audio caption", macs),
+    "audiocaps": Dataset(
+        "sound cap", "AudioCaps train", 49_838, "audio caption audiocaps", audiocaps, "train"
+    ),
+    "clotho": Dataset(
+        "sound cap", "Clotho v2 development", 19_195, "audio caption clotho", clotho, "development"
+    ),
+    # sounds: questions
+    "clothoaqa": Dataset(
+        "sound aqa", "ClothoAQA train", 21_132, "audio qa", joined_clothoaqa, "train"
+    ),
+    "openaqa": Dataset(
+        "sound open", "OpenAQA, open-ended", None, "open ended", openaqa_part, "open"
+    ),
+    # music
+    "gtzan": Dataset("music cls", "GTZAN", 1_000, "music genres", gtzan),
+    "beijing_opera": Dataset(
+        "music cls", "Beijing Opera percussion", 236, "instruction event", beijing_opera
+    ),
+    "openaqa_music": Dataset(
+        "music cls",
+        "OpenAQA, closed music tasks",
+        None,
+        "music classification",
+        openaqa_part,
+        "cls",
+    ),
+    "openaqa_captions": Dataset(
+        "music cap", "OpenAQA, music captions", None, "music caption", openaqa_part, "music_cap"
+    ),
+    "musiccaps": Dataset(
+        "music cap", "MusicCaps train", 2_663, "music caption", musiccaps, "train"
+    ),
+    "song_describer": Dataset(
+        "music cap", "Song Describer", 1_106, "music caption", song_describer
+    ),
+    "musicqa": Dataset("music open", "MusicQA", None, "open ended", joined_musicqa),
+}
+
+# source, or folder of several; licence; where to get it
+PAGES = """
+audioset          CC BY 4.0                            https://research.google.com/audioset/download.html
+audioset_strong   CC BY 4.0                            https://research.google.com/audioset/download_strong.html
+fsd50k            CC BY 4.0; each clip its own         https://zenodo.org/records/4060432
+vggsound          CC BY 4.0                            https://www.robots.ox.ac.uk/~vgg/data/vggsound/
+dcase2017         Apache-2.0 (lists)                   https://github.com/ankitshah009/Task-4-Large-scale-weakly-supervised-sound-event-detection-for-smart-cars
+esc50             CC BY-NC 3.0                         https://github.com/karolpiczak/ESC-50
+urbansound8k      CC BY-NC 3.0                         https://urbansounddataset.weebly.com/urbansound8k.html
+tut2017           non-commercial (Tampere University)  https://zenodo.org/records/400515
+sesa              see its page                         https://zenodo.org/records/3519845
+vocalsound        CC BY-SA 4.0                         https://github.com/YuanGongND/vocalsound
+cremad            ODbL                                 https://github.com/CheyneyComputerScience/CREMA-D
+ravdess           CC BY-NC-SA 4.0                      https://zenodo.org/records/1188976
+wavcaps           academic use only                    https://huggingface.co/datasets/cvssp/WavCaps
+macs              see its page                         https://zenodo.org/records/5114771
+audiocaps         MIT                                  https://github.com/cdjkim/audiocaps
+clotho            non-commercial (Tampere University)  https://zenodo.org/records/4783391
+clothoaqa         see its page                         https://zenodo.org/records/6473207
+openaqa           see its page                         https://github.com/YuanGongND/ltu
+gtzan             none stated                          https://www.kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification
+beijing_opera     CC BY 3.0                            https://freesound.org/people/ajaysm/packs/14056/
+openaqa_music     see its page                         https://github.com/Sreyan88/GAMA
+openaqa_captions  see its page                         https://github.com/Sreyan88/GAMA
+musiccaps         CC BY-SA 4.0                         https://huggingface.co/datasets/google/MusicCaps
+song_describer    CC BY-SA 4.0                         https://zenodo.org/records/10072001
+musicqa           see its page                         https://huggingface.co/datasets/mu-llama/MusicQA
+""".strip()
+PAGES = {line.split()[0]: Page(*re.split(r"  +", line)[1:]) for line in PAGES.splitlines()}
+
+
+def page(name: str) -> Page:
+    """The licence of a source, and where to get it."""
+    return PAGES.get(name) or PAGES[SOURCES[name].folder]
+
+
+# sources that MATS-Audio is only tested on (Table S6)
+TEST_ONLY = {
+    *("esc50", "urbansound8k", "vocalsound", "cremad", "ravdess"),
+    *("gtzan", "beijing_opera", "song_describer"),
+}
+# thousands of samples in each group: AudioTIA (Table S5), AudioAIA (Table S6)
+THOUSANDS = {
+    "sound cls": (385, 331),
+    "sound cap": (518, 517),
+    "sound aqa": (20, 6.1),
+    "music cls": (497, 630),
+    "music cap": (30, 28.3),
+    "sound open": (2547, 2467),
+    "music open": (1207, 118),
+}
