@@ -15,125 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import (
-    binary_average_precision,
-    multilabel_average_precision,
-)
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 from data import DataError
 from scoring.captions import bleu as coco_bleu, bleu_counts, cider_d, rouge_l
-
-DRAWS, SLOW_DRAWS = 1000, 100  # bootstrap resamples; of metrics that are no function of a sum
-
-
-@dataclass
-class Score:
-    """stats (n, k) float64, a row an item. Of their sum (k,), or of a resample's rows if not `additive`, `value` makes the score."""
-
-    stats: torch.Tensor
-    value: object = lambda s: s[..., 0] / s[..., 1]
-    additive: bool = True
-
-    def interval(self, seed=0):
-        """(value, [lo, hi]): the 95 % bootstrap interval over items. value is None where nothing counts."""
-        n, rng = len(self.stats), np.random.default_rng(seed)
-        if self.additive:
-            value = float(self.value(self.stats.sum(0)))
-            draws = torch.cat(
-                [
-                    self.value(self.stats[rng.integers(n, size=(20, n))].sum(1))
-                    for _ in range(DRAWS // 20)
-                ]
-            ).numpy()
-        else:
-            value = float(self.value(self.stats))
-            draws = np.array(
-                [float(self.value(self.stats[rng.integers(n, size=n)])) for _ in range(SLOW_DRAWS)]
-            )
-            draws += value - np.nanmean(
-                draws
-            )  # a resample repeats items, which average precision rewards: without that bias
-        return (
-            (None, None)
-            if np.isnan(value)
-            else (value, [float(q) for q in np.nanpercentile(draws, [2.5, 97.5])])
-        )
-
-    def items(self):
-        """(n,) scores item by item, nan where an item does not count; None where the metric is no mean over items (mAP, BLEU, micro-F1)."""
-        mean = (
-            self.additive
-            and self.stats.shape[1] == 2
-            and bool(((self.stats[:, 1] == 0) | (self.stats[:, 1] == 1)).all())
-        )
-        return self.stats[:, 0] / self.stats[:, 1] if mean else None
-
-    def of(self, stats):
-        """The value of other statistics: rows (n, k)."""
-        return float(self.value(stats.sum(0) if self.additive else stats))
-
-
-def paired_means(a, b, draws=10_000, seed=0):
-    """Is the mean of a above that of b? a, b (n,): scores of two sets of predictions, item by item on the same clips.
-
-    Returns {"difference": mean(a - b), "ci95": its paired bootstrap interval, "p": two-sided, from random flips of the signs of a - b
-    (under the null hypothesis either of the two could have been either)}; (1 + hits) / (1 + draws), so that p is never 0. Raises
-    ValueError where there is nothing to pair.
-    """
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise ValueError(
-            f"paired scores are two lists of one length, one score an item; here {a.shape} and {b.shape}"
-        )
-    if not np.isfinite(a - b).all():
-        raise ValueError(
-            f"{int((~np.isfinite(a - b)).sum())} of {len(a)} pairs have no score; leave them out on both sides"
-        )
-    difference, n, rng = a - b, len(a), np.random.default_rng(seed)
-    # Items of the same difference are alike, so it is enough to draw how often each distinct value comes up (multinomial), or how many
-    # of its items keep their sign (binomial). Right and wrong answers have 3 distinct values, however many clips there are.
-    values, counts = np.unique(difference, return_counts=True)
-    sizes, often = np.unique(np.abs(difference), return_counts=True)
-    step = max(1, (1 << 21) // len(values))
-    blocks = [min(step, draws - i) for i in range(0, draws, step)]
-    # The flips first: they see only sizes, so that paired_means(b, a) draws the same and has the same p.
-    flipped = np.concatenate(
-        [(2 * rng.binomial(often, 0.5, (k, len(often))) - often) @ sizes for k in blocks]
-    )
-    means = np.concatenate([rng.multinomial(n, counts / n, k) @ values / n for k in blocks])
-    observed = (
-        abs(difference.sum()) - 1e-12 * np.abs(difference).sum()
-    )  # sums in another order round differently
-    return {
-        "difference": float(difference.mean()),
-        "ci95": np.quantile(means, [0.025, 0.975]).tolist(),
-        "p": float((1 + (np.abs(flipped) >= observed).sum()) / (1 + draws)),
-    }
-
-
-def paired(a, b, seed=0):
-    """Is Score a above Score b, of two predictions for the same items? As `paired_means` where both are means over items; else the same with
-    the value of resampled, or swapped, statistics in place of the mean."""
-    x, y = a.items(), b.items()
-    if x is not None and y is not None:
-        counts = ~(x.isnan() | y.isnan())
-        return paired_means(x[counts].numpy(), y[counts].numpy(), seed=seed)
-    n, rng = len(a.stats), np.random.default_rng(seed)
-    draws = DRAWS if a.additive else SLOW_DRAWS
-    difference, drawn, swapped = a.of(a.stats) - b.of(b.stats), [], []
-    for _ in range(draws):
-        i, swap = rng.integers(n, size=n), torch.from_numpy(rng.random((n, 1)) < 0.5)
-        drawn.append(a.of(a.stats[i]) - b.of(b.stats[i]))
-        swapped.append(
-            a.of(torch.where(swap, b.stats, a.stats)) - b.of(torch.where(swap, a.stats, b.stats))
-        )
-    drawn = np.array(drawn) + difference - np.nanmean(drawn)
-    return {
-        "difference": difference,
-        "ci95": [float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])],
-        "p": float((1 + (np.abs(swapped) >= abs(difference) - 1e-12).sum()) / (1 + draws)),
-    }
+from scoring.matching import accuracy, by_encoder, mean_ap, micro_f1, references, targets_of
+from scoring.statistics import Score, paired, share
 
 
 @dataclass
@@ -152,13 +39,6 @@ class Context:
     )  # (id, question) -> the judge's score of the answer
 
 
-def share(right, counts=None):
-    """The share of right answers, of those that count; right may be a number of several answers to one question."""
-    right = torch.tensor(right).double()
-    counts = torch.ones_like(right) if counts is None else torch.tensor(counts).double()
-    return Score(torch.stack([right * (counts > 0), counts], 1))
-
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -166,113 +46,10 @@ def words(text):
     return re.findall(r"\b\w+\b", text.lower())
 
 
-def references(row):
-    return row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-
-
 def says(prediction, answer):
     """Right iff the words are the answer's, in order, case and punctuation aside. For yes and no the first word counts."""
     said, wanted = words(prediction), words(answer)
     return said[:1] == wanted if wanted in (["yes"], ["no"]) else said == wanted
-
-
-# --- text matching ------------------------------------------------------------------------------------------------------
-
-
-def classes_in(row, labels):
-    """(C,) 0/1: the labels that the answer names; `labels` names them where a label may hold a comma."""
-    named = (
-        {a.lower() for a in row["labels"]}
-        if "labels" in row
-        else {a.strip().lower() for a in references(row)[0].split(",")}
-        | {references(row)[0].strip().lower()}
-    )
-    return torch.tensor([float(label.lower() in named) for label in labels])
-
-
-def targets_of(rows, labels):
-    """(n, C) 0/1. Raises DataError, naming the row, where none of the labels fits."""
-    targets = torch.stack([classes_in(r, labels) for r in rows])
-    if not targets.any(1).all():
-        row = rows[int((~targets.any(1)).nonzero()[0])]
-        raise DataError(
-            f"the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json"
-        )
-    return targets
-
-
-def parts(prediction):
-    return [p.strip() for p in re.split("[;,]", prediction) if p.strip()] or [""]
-
-
-def similarities(texts, context, encode):
-    """text -> (C,), its similarity to every label's text."""
-    texts = list(dict.fromkeys(texts))
-    return dict(
-        zip(
-            texts,
-            encode(texts)
-            @ encode([context.template.format(label.lower()) for label in context.labels]).T,
-        )
-    )
-
-
-def by_encoder(name, rule):
-    """A metric for each text-matching encoder: the first under its plain name."""
-
-    def metrics(rows, context):
-        targets = targets_of(rows, context.labels)
-        if context.scores is not None:
-            return {name: rule(rows, context, targets, None)}
-        return {
-            name if i == 0 else f"{name} ({encoder})": rule(rows, context, targets, encode)
-            for i, (encoder, encode) in enumerate(context.encoders.items())
-        }
-
-    return metrics
-
-
-def accuracy(rows, context, targets, encode):
-    """Right iff the class most similar to the prediction is the clip's, or one of them (DCASE2017's clips may have several)."""
-    scores = context.scores
-    if scores is None:
-        similar = similarities([r["prediction"] for r in rows], context, encode)
-        scores = torch.stack([similar[r["prediction"]] for r in rows])
-    return share(targets.gather(1, scores.argmax(1, keepdim=True))[:, 0].tolist())
-
-
-def micro_f1(rows, context, targets, encode):
-    """Of the clip's labels and the classes most similar to what the prediction names, taken apart at ; and , (LTU's rule for DCASE2017)."""
-    if context.scores is not None:
-        chosen = torch.nn.functional.one_hot(context.scores.argmax(1), len(context.labels))
-    else:
-        similar = similarities([p for r in rows for p in parts(r["prediction"])], context, encode)
-        chosen = torch.zeros_like(targets)
-        for i, r in enumerate(rows):
-            chosen[i, [int(similar[p].argmax()) for p in parts(r["prediction"])]] = 1
-    hits = (chosen * targets).sum(1)
-    return Score(torch.stack([2 * hits, chosen.sum(1) + targets.sum(1)], 1).double())
-
-
-def mean_ap(rows, context, targets, encode):
-    """Macro average precision. The prediction's parts at ; and , are matched one by one and their similarities summed (FSD50K's rule)."""
-    scores = context.scores
-    if scores is None:
-        similar = similarities([p for r in rows for p in parts(r["prediction"])], context, encode)
-        scores = torch.stack([sum(similar[p] for p in parts(r["prediction"])) for r in rows])
-    scores = (scores - scores.min()) / (scores.max() - scores.min()).clamp(
-        min=1e-9
-    )  # outside [0, 1] torchmetrics would take logits
-    C = targets.shape[1]
-
-    def value(s):
-        seen = s[:, C:].any(0)  # a class that nobody has, has no average precision
-        scores, targets = s[:, :C][:, seen], s[:, C:][:, seen].long()
-        if scores.shape[1] == 1:  # torchmetrics wants two labels or more
-            return binary_average_precision(scores[:, 0], targets[:, 0])
-        return multilabel_average_precision(scores, targets, scores.shape[1], average="macro")
-
-    return Score(torch.cat([scores, targets], 1).double(), value, additive=False)
 
 
 # --- questions ----------------------------------------------------------------------------------------------------------

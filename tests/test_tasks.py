@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
-from sklearn.metrics import average_precision_score, f1_score
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 from data import DataError
 from scoring import tasks
-from scoring.tasks import BENCHMARKS, Context, Score, chance, items, score, share
+from scoring.statistics import paired, share
+from scoring.tasks import BENCHMARKS, Context, chance, items, score
 
 LABELS = ["dog", "cat", "rain", "church bell"]
 
@@ -36,84 +35,6 @@ def row(prediction, answer, **more):
 def value(benchmark, rows, metric=None, **context):
     result = score(benchmark, rows, Context(**context))
     return result[metric or next(iter(result))]["value"]
-
-
-MATCH = dict(labels=LABELS, encoders={"clap": letters})
-
-
-# --- text matching ---
-
-
-def test_text_matching_finds_the_label_that_was_said():
-    rows = [row(f"sound of {p}", a) for p, a in zip(LABELS, ["dog", "cat", "rain", "rain"])]
-    assert value("sound", rows, **MATCH) == 0.75 and value("sound", rows, "ACC", **MATCH) == 0.75
-    with pytest.raises(DataError, match="sound: .*'fox'"):
-        value("sound", [row("dog", "fox")], **MATCH)
-
-
-def test_several_encoders_and_templates_score_the_same_predictions():
-    other = lambda texts: F.normalize(
-        torch.tensor([[float(t.startswith("c")), 1e-3] for t in texts]), dim=-1
-    )
-    result = score(
-        "sound",
-        [row("cat", "cat"), row("car", "dog")],
-        Context(LABELS, {"clap": letters, "first letter": other}, "{}"),
-    )
-    assert (
-        set(result) == {"ACC", "ACC (first letter)"}
-        and result["ACC"]["value"] == 0.5 == result["ACC (first letter)"]["value"]
-    )
-
-
-def test_map_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    rows = [
-        row(
-            ", ".join(rng.choice(LABELS, 2, replace=False)),
-            ", ".join(rng.choice(LABELS[:3], rng.integers(1, 3), replace=False)),
-        )
-        for _ in range(60)
-    ]
-    scores = torch.stack(
-        [
-            sum(
-                letters([p])[0] @ letters([f"sound of {l}"])[0] * torch.eye(4)[i]
-                for p in r["prediction"].split(", ")
-                for i, l in enumerate(LABELS)
-            )
-            for r in rows
-        ]
-    )
-    truth = np.array([[l in r["answer"].split(", ") for l in LABELS] for r in rows])
-    want = np.mean(
-        [average_precision_score(truth[:, c], scores[:, c]) for c in range(3)]
-    )  # no row is a church bell
-    result = score("events", rows, Context(**MATCH))["mAP"]
-    assert (
-        result["value"] == pytest.approx(want, abs=1e-5)
-        and result["ci95"][0] < want < result["ci95"][1]
-    )
-    shifted = Context(LABELS, scores=scores * 9 - 4)  # outside [0, 1]: no sigmoid
-    assert score("events", rows, shifted)["mAP"]["value"] == pytest.approx(want, abs=1e-5)
-
-
-def test_a_clip_with_several_labels():
-    """DCASE2017: ACC counts a hit on any of them; micro-F1 is scikit-learn's. Labels may hold commas."""
-    labels = ["air horn, truck horn", "dog", "cat"]
-    rows = [
-        row("dog", "air horn, truck horn, dog", labels=["Air horn, truck horn", "dog"]),
-        row("dog, cat", "cat", labels=["cat"]),
-        row("cat", "dog", labels=["dog"]),
-    ]
-    result = score("dcase2017", rows, Context(labels, {"clap": letters}, "{}"))
-    said = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 1]])
-    true = np.array([[1, 1, 0], [0, 0, 1], [0, 1, 0]])
-    assert result["micro-F1"]["value"] == pytest.approx(f1_score(true, said, average="micro"))
-    nearest = [int((letters([r["prediction"]]) @ letters(labels).T).argmax()) for r in rows]
-    assert result["ACC"]["value"] == pytest.approx(
-        np.mean([true[i, n] for i, n in enumerate(nearest)])
-    )
 
 
 # --- captions ---
@@ -352,27 +273,13 @@ def test_any_prediction_is_scored(name):
     )
 
 
-def test_intervals_are_those_of_the_binomial():
-    right = [True] * 60 + [False] * 40
-    value, (lo, hi) = share(right).interval()
-    assert (
-        value == 0.6
-        and lo == pytest.approx(0.6 - 1.96 * (0.24 / 100) ** 0.5, abs=0.02)
-        and hi == pytest.approx(0.6 + 1.96 * (0.24 / 100) ** 0.5, abs=0.02)
-    )
-    assert share(right).interval() == share(right).interval()  # seeded
-    assert share([1, 1], [0, 0]).interval() == (None, None)
-    slow = Score(share(right).stats, lambda s: s[:, 0].sum() / s[:, 1].sum(), additive=False)
-    assert slow.interval()[0] == 0.6 and slow.interval()[1] == pytest.approx([lo, hi], abs=0.04)
-
-
 def test_paired_tests_of_any_metric():
     """Of means they are the classic tests; of micro-F1, whose mean over clips is another thing, they have the sign of the score itself."""
     from scipy.stats import permutation_test
 
     rng = np.random.default_rng(0)
     a, b = (share(list(rng.random(80) < p)) for p in (0.7, 0.5))
-    test = tasks.paired(a, b)
+    test = paired(a, b)
     x, y = (s.items().numpy() for s in (a, b))
     want = permutation_test(
         (x, y), lambda u, v: np.mean(u - v), permutation_type="samples", n_resamples=4000, rng=0
@@ -380,7 +287,7 @@ def test_paired_tests_of_any_metric():
     assert test["difference"] == pytest.approx(x.mean() - y.mean()) and test["p"] == pytest.approx(
         want, abs=0.04
     )
-    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and tasks.paired(a, a)["p"] == 1
+    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and paired(a, a)["p"] == 1
     labels = ["dog", "cat", "cow", "hen"]
     truth = [["dog", "cat", "cow"]] * 4 + [["hen"]] * 6
     rows = lambda said: [
@@ -411,73 +318,3 @@ def test_a_java_that_fails_costs_only_spice():
         result["SPICE"]["why"] == "Java ended with code 1"
         and result["CIDEr-D"]["value"] is not None
     )
-
-
-# --- the paired test ---
-
-
-def test_paired_agrees_with_scipy():
-    rng = np.random.default_rng(0)
-    a = rng.normal(0.5, 0.2, 200)
-    b = a + rng.normal(0.02, 0.15, 200)
-    result = tasks.paired_means(a, b)
-    t = stats.ttest_rel(a, b)
-    exact = stats.permutation_test(
-        (a, b),
-        lambda x, y, axis: np.mean(x - y, axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=20_000,
-        rng=1,
-    )
-    assert result["difference"] == pytest.approx(np.mean(a - b), abs=1e-15)
-    assert 0.02 < exact.pvalue < 0.9  # a case where p means something
-    assert result["p"] == pytest.approx(t.pvalue, abs=0.02) and result["p"] == pytest.approx(
-        exact.pvalue, abs=0.02
-    )
-    assert np.allclose(result["ci95"], t.confidence_interval(), atol=0.003)
-    boot = stats.bootstrap((a - b,), np.mean, method="percentile", rng=0)
-    assert np.allclose(result["ci95"], boot.confidence_interval, atol=0.002)
-
-
-def test_paired_on_right_and_wrong_is_the_sign_test():
-    a, b = np.zeros(5000), np.zeros(5000)
-    a[:40], b[40:64] = 1, 1  # a alone right 40 times, b alone 24 times
-    result = tasks.paired_means(a, b, draws=100_000)
-    assert result["difference"] == pytest.approx(16 / 5000)
-    assert result["p"] == pytest.approx(stats.binomtest(40, 64).pvalue, abs=0.004)
-    small = tasks.paired_means(
-        [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0], draws=50_000
-    )  # by hand: 2 of 2 ** 5 sign patterns are as far out
-    assert small["p"] == pytest.approx(2 / 32, abs=0.005)
-
-
-def test_paired_of_the_same_and_of_swapped_scores():
-    rng = np.random.default_rng(3)
-    for n in (1, 2, 7, 300):
-        for scores in (rng.normal(size=(2, n)), rng.integers(0, 2, size=(2, n))):
-            a, b = scores
-            assert tasks.paired_means(a, a) == {"difference": 0, "ci95": [0, 0], "p": 1}
-            ab, ba = tasks.paired_means(a, b), tasks.paired_means(b, a)
-            assert ab["difference"] == -ba["difference"] and ab["p"] == ba["p"]
-            assert np.allclose(ab["ci95"], np.negative(ba["ci95"])[::-1], atol=0.3 / n**0.5)
-            assert (
-                ab == tasks.paired_means(a, b)
-                and 0 < ab["p"] <= 1
-                and ab["ci95"][0] <= ab["ci95"][1]
-            )
-    assert tasks.paired_means([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
-
-
-def test_false_alarms_are_as_many_as_p_says():
-    rng = np.random.default_rng(0)
-    p = [tasks.paired_means(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]
-    assert stats.kstest(p, "uniform").pvalue > 0.01
-
-
-@pytest.mark.parametrize(
-    "a, b", [([], []), ([1], [1, 2]), ([[1]], [[1]]), ([1, float("nan")], [1, 2])]
-)
-def test_paired_refuses_what_cannot_be_paired(a, b):
-    with pytest.raises(ValueError):
-        tasks.paired_means(a, b)
