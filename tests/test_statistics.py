@@ -2,23 +2,53 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scoring.statistics import Score, paired_means, share
+from scoring.statistics import Mean, Missing, Ratio, Value, WholeSet, paired, paired_means
 
 
 def test_intervals_are_those_of_the_binomial():
-    right = [True] * 60 + [False] * 40
-    value, (lo, hi) = share(right).interval()
-    assert (
-        value == 0.6
-        and lo == pytest.approx(0.6 - 1.96 * (0.24 / 100) ** 0.5, abs=0.02)
-        and hi == pytest.approx(0.6 + 1.96 * (0.24 / 100) ** 0.5, abs=0.02)
+    score = Mean([True] * 60 + [False] * 40)
+    low, high = score.interval()
+    deviation = (0.24 / 100) ** 0.5
+    assert score.value == 0.6
+    assert low == pytest.approx(0.6 - 1.96 * deviation, abs=0.02)
+    assert high == pytest.approx(0.6 + 1.96 * deviation, abs=0.02)
+    assert score.interval() == [low, high]  # seeded
+    slow = WholeSet(score.statistics, lambda rows: rows[:, 0].sum() / rows[:, 1].sum())
+    assert slow.value == 0.6 and slow.interval() == pytest.approx([low, high], abs=0.04)
+
+
+def test_every_kind_has_its_summary():
+    assert Value(0.25).summary() == {"value": 0.25, "ci95": None}
+    assert Missing("no Java").summary() == {"value": None, "ci95": None, "why": "no Java"}
+    nothing = Mean([1, 1], [False, False]).summary()
+    assert nothing == {"value": None, "ci95": None, "why": "nothing here counts for it"}
+    mean = Mean([1.0, 0.0, float("nan"), 1.0], [True, True, True, False])
+    assert mean.value == 0.5 and mean.n == 2 and mean.summary()["ci95"] == [0, 1]
+    assert mean.per_item.isnan().tolist() == [False, False, True, True]
+    same = Ratio(mean.statistics, mean.function)
+    assert same.summary() == mean.summary() and same.per_item is None
+
+
+def test_paired_is_a_permutation_test_or_says_why_not():
+    rng = np.random.default_rng(0)
+    a, b = (Mean(rng.random(80) < p) for p in (0.7, 0.5))
+    test = paired(a, b)
+    x, y = (score.per_item.numpy() for score in (a, b))
+    want = stats.permutation_test(
+        (x, y), lambda u, v: np.mean(u - v), permutation_type="samples", n_resamples=4000, rng=0
+    ).pvalue
+    assert test["difference"] == pytest.approx(x.mean() - y.mean())
+    assert test["p"] == pytest.approx(want, abs=0.04)
+    assert test["ci95"][0] < test["difference"] < test["ci95"][1] and paired(a, a)["p"] == 1
+    assert paired(Value(0.5), Value(0.25)) == "no score item by item"
+    assert paired(Missing("a"), b) == "a" and paired(Missing("a"), Missing("b")) == "b"
+    assert paired(Mean([1, 1], [False, False]), Mean([1, 1])) == "nothing here counts for it"
+    assert paired(Mean([1, 1], [False, True]), Mean([1, 1], [True, False])) == (
+        "no item has both scores"
     )
-    assert share(right).interval() == share(right).interval()  # seeded
-    assert share([1, 1], [0, 0]).interval() == (None, None)
-    slow = Score(share(right).stats, lambda s: s[:, 0].sum() / s[:, 1].sum(), additive=False)
-    assert slow.interval()[0] == 0.6 and slow.interval()[1] == pytest.approx([lo, hi], abs=0.04)
 
 
+@pytest.mark.slow
 def test_paired_agrees_with_scipy():
     rng = np.random.default_rng(0)
     a = rng.normal(0.5, 0.2, 200)
@@ -55,6 +85,7 @@ def test_paired_on_right_and_wrong_is_the_sign_test():
     assert small["p"] == pytest.approx(2 / 32, abs=0.005)
 
 
+@pytest.mark.slow
 def test_paired_of_the_same_and_of_swapped_scores():
     rng = np.random.default_rng(3)
     for n in (1, 2, 7, 300):
