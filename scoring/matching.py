@@ -1,0 +1,120 @@
+"""Text matching: the classes that a prediction names, by the similarity of texts.
+
+    prediction ──► texts ──► similarity (P, C) to every label's text ──► ACC, micro-F1 or mAP
+
+Label texts follow a template, "sound of dog". Several encoders give several columns. CLAP's
+zero-shot scores take the same rules: its similarities stand in for those of one text.
+"""
+
+import re
+from collections.abc import Callable
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    binary_average_precision,
+    multilabel_average_precision,
+)
+
+from data import DataError
+from scoring.statistics import Mean, Ratio, Score, WholeSet, quotient
+
+
+class Rule(NamedTuple):
+    metric: str
+    texts: Callable[[str], list[str]]  # a prediction -> the texts that are matched to the labels
+    score: Callable[[list[Tensor], Tensor], Score]  # similarities, n x (P, C), and targets (n, C)
+
+
+def references(row: dict) -> list[str]:
+    """A row's answers, also where it has one."""
+    return row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+
+
+def classes_in(row: dict, labels: list[str]) -> Tensor:
+    """(C,) 0 or 1: the labels that a row's `labels` name, else its answer, split at commas."""
+    answer = references(row)[0]
+    named = row.get("labels", [part.strip() for part in (answer, *answer.split(","))])
+    named = {name.lower() for name in named}
+    return torch.tensor([float(label.lower() in named) for label in labels])
+
+
+def targets_of(rows: list[dict], labels: list[str]) -> Tensor:
+    """(n, C) 0 or 1. Raises DataError, naming the row, where none of the labels fits."""
+    targets = torch.stack([classes_in(row, labels) for row in rows])
+    for row, fits in zip(rows, targets.any(1)):
+        if not fits:
+            raise DataError(
+                f"the answer of {row['id']!r}, {references(row)[0]!r}, is not in labels.json"
+            )
+    return targets
+
+
+def whole(prediction: str) -> list[str]:
+    return [prediction]
+
+
+def parts(prediction: str) -> list[str]:
+    """A prediction split at ; and , without empty parts; never an empty list."""
+    return [part.strip() for part in re.split("[;,]", prediction) if part.strip()] or [""]
+
+
+def similarities(texts: list[list[str]], context, encode) -> list[Tensor]:
+    """n x (P, C): the similarity of each row's P texts to the C labels' texts."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(chain(*texts)))}
+    labels = [context.template.format(label.lower()) for label in context.labels]
+    similarity = encode(list(place)) @ encode(labels).T
+    return [similarity[[place[text] for text in row]] for row in texts]
+
+
+def by_encoder(rule: Rule, rows: list[dict], context) -> dict[str, Score]:
+    """A metric for each encoder of the tasks.Context, the first under its plain name."""
+    targets = targets_of(rows, context.labels)
+    if context.scores is not None:
+        return {rule.metric: rule.score(context.scores.split(1), targets)}
+    texts, scores = [rule.texts(row["prediction"]) for row in rows], {}
+    for name, encode in context.encoders.items():
+        metric = f"{rule.metric} ({name})" if scores else rule.metric
+        scores[metric] = rule.score(similarities(texts, context, encode), targets)
+    return scores
+
+
+def accuracy(similar: list[Tensor], targets: Tensor) -> Mean:
+    """Right iff the class most similar to the prediction is the clip's, or one of its several."""
+    nearest = torch.cat(similar).argmax(1, keepdim=True)
+    return Mean(targets.gather(1, nearest)[:, 0])
+
+
+def micro_f1(similar: list[Tensor], targets: Tensor) -> Ratio:
+    """Micro-F1 of the clip's labels and of the class nearest to each part of the prediction."""
+    named = torch.zeros_like(targets)
+    for row, similarity in zip(named, similar):
+        row[similarity.argmax(1)] = 1
+    hits = (named * targets).sum(1)
+    both = named.sum(1) + targets.sum(1)
+    return Ratio(torch.stack([2 * hits, both], 1).double(), quotient)
+
+
+def mean_ap(similar: list[Tensor], targets: Tensor) -> WholeSet:
+    """Macro average precision of the similarities, summed over a prediction's parts (FSD50K)."""
+    scores = torch.stack([sum(similarity) for similarity in similar])
+    low, high = scores.min(), scores.max()
+    scores = (scores - low) / (high - low).clamp(min=1e-9)  # else torchmetrics takes a sigmoid
+    return WholeSet(torch.cat([scores, targets], 1).double(), average_precision)
+
+
+def average_precision(rows: Tensor) -> Tensor:
+    """The mean over classes of rows (m, 2C): scores in 0..1 beside targets."""
+    scores, targets = rows.chunk(2, 1)
+    seen = targets.any(0)  # a class that nobody has, has no average precision
+    scores, targets = scores[:, seen], targets[:, seen].long()
+    if scores.shape[1] == 1:  # torchmetrics wants two labels or more
+        return binary_average_precision(scores[:, 0], targets[:, 0])
+    return multilabel_average_precision(scores, targets, scores.shape[1], average="macro")
+
+
+ACCURACY = Rule("ACC", whole, accuracy)
+MICRO_F1 = Rule("micro-F1", parts, micro_f1)  # LTU's rule for DCASE2017
+MEAN_AP = Rule("mAP", parts, mean_ap)
