@@ -31,7 +31,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy CPU slows down 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from scoring.spice import Spice, SpiceMissing
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,6 +42,7 @@ from santa import BRIDGES, RELEASED_NORM, bridge
 from scoring import judge, report
 from scoring.evaluation import DECODING, Evaluation, digest
 from scoring.results import describe, write
+from scoring.spice import Spice, SpiceMissing
 from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, measure, summaries
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")  # of a plain run
@@ -235,7 +235,7 @@ def answer(e: Evaluation, name: str, column: str, over: Callable | None, path: P
         at = share[start : start + e.batch]
         asked = [rows[i]["instruction"] for i in at]
         tags = [(rows[i].get("tag") or "") if e.tags else "" for i in at]
-        said = e.model.generate(z[at], asked, tags, e.batch, **e.protocol.decoding)
+        said = e.model.generate(z[at], asked, tags, e.batch, **e.made.decoding)
         parts.add(dict(zip(at, said)))
         bar.update(len(at))
     bar.close()

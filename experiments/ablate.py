@@ -262,7 +262,7 @@ def table(e: Evaluation, name: str, variants: dict[str, Variant]) -> None:
     folder, paper = e.out / "ablate", ABLATIONS.get(name, {})
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(name, rows, paper)
-    made = asdict(e.protocol)
+    made = asdict(e.made)
     found = {"rows": rows, "made": made, "paper": {str(key): v for key, v in paper.items()}}
     write_atomic(folder / f"{name}.json", json.dumps(found, indent=1, default=float).encode())
     write_atomic(folder / f"{name}.md", text.encode())

@@ -29,7 +29,7 @@ DECODING = {
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MadeWith:
     """All that changes a prediction, beside the clip and the bridge."""
 
     model: str  # digest of the checkpoint's files
@@ -69,7 +69,7 @@ class Evaluation:
         self.sources = {name: Source(self.shards / name) for name in self.names}
         self.labels = {name: self.read_labels(name) for name in self.names}
         model = digest([sha256(path) for path in files(self.ckpt)])
-        self.protocol = Protocol(model, self.crop, self.tags, keywords(self.decoding))
+        self.made = MadeWith(model, self.crop, self.tags, keywords(self.decoding))
         clap = json.loads((self.ckpt / "config.json").read_text())["clap"]
         self.clap_name = str(self.ckpt / clap) if (self.ckpt / clap).exists() else clap
 
@@ -107,8 +107,8 @@ class Evaluation:
     @cached_property
     def keys(self) -> dict[str, str]:
         """Of each benchmark a digest of all that its predictions are made of, but the bridge."""
-        protocol = asdict(self.protocol)
-        return {name: digest(protocol, key) for name, key in self.vector_keys.items()}
+        made = asdict(self.made)
+        return {name: digest(made, key) for name, key in self.vector_keys.items()}
 
     @cached_property
     def vector_folder(self) -> Path:

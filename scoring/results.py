@@ -15,10 +15,10 @@ from scoring.tasks import BENCHMARKS
 
 def describe(e: Evaluation, columns: list[str], n: dict[str, int]) -> dict:
     """The results without the scores; n: rows of each benchmark."""
-    made = asdict(e.protocol)
+    made = asdict(e.made)
     made["decoding"] = next(
-        (name for name, words in DECODING.items() if words == e.protocol.decoding),
-        json.dumps(e.protocol.decoding),
+        (name for name, words in DECODING.items() if words == e.made.decoding),
+        json.dumps(e.made.decoding),
     )
     return {
         "ckpt": str(e.ckpt),
