@@ -1,0 +1,51 @@
+"""Text encoders of text matching, by name."""
+
+import os
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scoring.llm import Endpoint
+
+
+def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[list[str]], Tensor]:
+    """list of str -> (n, D) unit rows.
+
+    name: `clap`, the model's own text tower; https://...#MODEL, an OpenAI-compatible endpoint; or a
+    text tower of CLIP or a sentence encoder that transformers can load. clap: returns the CLAP, and
+    is called when that is first needed.
+    """
+    if name == "clap":
+        return lambda texts: clap().encode_text(texts).cpu()
+    if not name.startswith(("http://", "https://")):
+        return transformers_encoder(name, device)
+    url, _, model = name.partition("#")
+    endpoint = Endpoint(url, model or "text-embedding-ada-002", os.environ.get("OPENAI_API_KEY"))
+    return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)), dim=-1)
+
+
+def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
+
+    clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+    kind = CLIPTextModelWithProjection if clip else AutoModel
+    model, tokenizer = kind.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+    model.to(device)
+
+    @torch.inference_mode()
+    def encode(texts: list[str], batch: int = 256) -> Tensor:
+        rows = []
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(device)
+            out = model(**tokens)
+            if clip:
+                rows.append(out.text_embeds)
+            else:  # the mean over the words, as sentence encoders are trained
+                mask = tokens["attention_mask"][..., None]
+                rows.append((out.last_hidden_state * mask).sum(1) / mask.sum(1))
+        return F.normalize(torch.cat(rows).float().cpu(), dim=-1)
+
+    return encode
