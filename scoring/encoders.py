@@ -1,4 +1,4 @@
-"""Text matching's encoders: the space in which a prediction is compared with the labels."""
+"""Text encoders of text matching, by name."""
 
 import os
 from collections.abc import Callable
@@ -10,29 +10,29 @@ from torch import Tensor
 from scoring.llm import Endpoint
 
 
-def text_encoder(name: str, clap: Callable, device: torch.device) -> Callable[[list], Tensor]:
+def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[list[str]], Tensor]:
     """list of str -> (n, D) unit rows.
 
-    name: `clap`, for which `clap()` returns the model's own; https://ENDPOINT#MODEL, OpenAI-
-    compatible; or a text tower of CLIP or a sentence encoder of transformers, by name or folder.
+    name: `clap`, the model's own text tower; https://...#MODEL, an OpenAI-compatible endpoint; or a
+    text tower of CLIP or a sentence encoder that transformers can load. clap: returns the CLAP, and
+    is called when that is first needed.
     """
     if name == "clap":
         return lambda texts: clap().encode_text(texts).cpu()
-    if name.startswith(("http://", "https://")):
-        url, _, model = name.partition("#")
-        key = os.environ.get("OPENAI_API_KEY")
-        endpoint = Endpoint(url, model or "text-embedding-ada-002", key)
-        return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)), dim=-1)
-    return of_transformers(name, device)
+    if not name.startswith(("http://", "https://")):
+        return transformers_encoder(name, device)
+    url, _, model = name.partition("#")
+    endpoint = Endpoint(url, model or "text-embedding-ada-002", os.environ.get("OPENAI_API_KEY"))
+    return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)), dim=-1)
 
 
-def of_transformers(name: str, device: torch.device) -> Callable[[list], Tensor]:
+def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
-    is_clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
-    kind = CLIPTextModelWithProjection if is_clip else AutoModel
-    model = kind.from_pretrained(name).eval().to(device)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+    kind = CLIPTextModelWithProjection if clip else AutoModel
+    model, tokenizer = kind.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+    model.to(device)
 
     @torch.inference_mode()
     def encode(texts: list[str], batch: int = 256) -> Tensor:
@@ -41,7 +41,7 @@ def of_transformers(name: str, device: torch.device) -> Callable[[list], Tensor]
             part = texts[start : start + batch]
             tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(device)
             out = model(**tokens)
-            if is_clip:
+            if clip:
                 rows.append(out.text_embeds)
             else:  # the mean over the words, as sentence encoders are trained
                 mask = tokens["attention_mask"][..., None]

@@ -7,9 +7,7 @@ zero-shot scores take the same rules: its similarities stand in for those of one
 """
 
 import re
-from collections.abc import Callable
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +18,6 @@ from torchmetrics.functional.classification import (
 
 from data import DataError
 from scoring.statistics import Mean, Ratio, Score, WholeSet, quotient
-
-
-class Rule(NamedTuple):
-    metric: str
-    texts: Callable[[str], list[str]]  # a prediction -> the texts that are matched to the labels
-    score: Callable[[list[Tensor], Tensor], Score]  # similarities, n x (P, C), and targets (n, C)
 
 
 def references(row: dict) -> list[str]:
@@ -69,15 +61,19 @@ def similarities(texts: list[list[str]], context, encode) -> list[Tensor]:
     return [similarity[[place[text] for text in row]] for row in texts]
 
 
-def by_encoder(rule: Rule, rows: list[dict], context) -> dict[str, Score]:
-    """A metric for each encoder of the tasks.Context, the first under its plain name."""
+def by_encoder(metric: str, split, rule, rows: list[dict], context) -> dict[str, Score]:
+    """A metric for each encoder of the tasks.Context, the first under its plain name.
+
+    split: a prediction -> the texts that are matched to the labels. rule: their similarities,
+    n x (P, C), and the targets (n, C) -> Score.
+    """
     targets = targets_of(rows, context.labels)
     if context.scores is not None:
-        return {rule.metric: rule.score(context.scores.split(1), targets)}
-    texts, scores = [rule.texts(row["prediction"]) for row in rows], {}
+        return {metric: rule(context.scores.split(1), targets)}
+    texts, scores = [split(row["prediction"]) for row in rows], {}
     for name, encode in context.encoders.items():
-        metric = f"{rule.metric} ({name})" if scores else rule.metric
-        scores[metric] = rule.score(similarities(texts, context, encode), targets)
+        title = f"{metric} ({name})" if scores else metric
+        scores[title] = rule(similarities(texts, context, encode), targets)
     return scores
 
 
@@ -98,7 +94,7 @@ def micro_f1(similar: list[Tensor], targets: Tensor) -> Ratio:
 
 
 def mean_ap(similar: list[Tensor], targets: Tensor) -> WholeSet:
-    """Macro average precision of the similarities, summed over a prediction's parts (FSD50K)."""
+    """Macro average precision of the similarities, summed over a prediction's parts."""
     scores = torch.stack([sum(similarity) for similarity in similar])
     low, high = scores.min(), scores.max()
     scores = (scores - low) / (high - low).clamp(min=1e-9)  # else torchmetrics takes a sigmoid
@@ -115,6 +111,27 @@ def average_precision(rows: Tensor) -> Tensor:
     return multilabel_average_precision(scores, targets, scores.shape[1], average="macro")
 
 
-ACCURACY = Rule("ACC", whole, accuracy)
-MICRO_F1 = Rule("micro-F1", parts, micro_f1)  # LTU's rule for DCASE2017
-MEAN_AP = Rule("mAP", parts, mean_ap)
+# --- metrics and chance -------------------------------------------------------------------------
+
+
+def one_class(rows, context):
+    return by_encoder("ACC", whole, accuracy, rows, context)
+
+
+def ranked_classes(rows, context):
+    """FSD50K's rule."""
+    return by_encoder("mAP", parts, mean_ap, rows, context)
+
+
+def several_classes(rows, context):
+    """DCASE2017's two rules; the second is LTU's."""
+    return one_class(rows, context) | by_encoder("micro-F1", parts, micro_f1, rows, context)
+
+
+def uniform_class(rows, context):
+    return {"ACC": float(targets_of(rows, context.labels).mean())}
+
+
+def share_of_positives(rows, context):
+    targets = targets_of(rows, context.labels)
+    return {"mAP": float(targets[:, targets.any(0)].mean())}

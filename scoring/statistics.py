@@ -45,25 +45,17 @@ class Missing(Score):
 
 
 class Sampled(Score):
-    """A score of items that can be drawn again. Subclasses say how rows make a value.
+    """A score of items that can be drawn again.
 
-    statistics: (n, k) float64, a row an item. n: how many items count.
+    statistics: (n, k) float64, a row an item. n: how many items count. Subclasses define `of`, the
+    value of other items (m, k); `resampled`, values of items drawn with replacement; and `draws`,
+    how many of these.
     """
-
-    draws: int
 
     def __init__(self, statistics: Tensor, function: Callable[[Tensor], Tensor]):
         self.statistics, self.function, self.n = statistics, function, len(statistics)
         value = self.of(statistics)
         self.value = None if np.isnan(value) else value
-
-    def of(self, rows: Tensor) -> float:
-        """The value of other items: rows (m, k)."""
-        raise NotImplementedError
-
-    def resampled(self, rng: np.random.Generator) -> np.ndarray:
-        """(draws,) values of items drawn with replacement."""
-        raise NotImplementedError
 
     def interval(self, seed: int = 0) -> list[float]:
         draws = self.resampled(np.random.default_rng(seed))

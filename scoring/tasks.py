@@ -1,6 +1,6 @@
 """The benchmarks: how each turns its rows with predictions into scores, by the field's protocols.
 
-    BENCHMARKS                           name -> title and protocol; a new benchmark is one line
+    BENCHMARKS                           name -> title and metrics; a new benchmark is one line
     measure(benchmark, rows, context)    {metric: Score}, the headline first
     summaries(measured)                  {metric: {"value", "ci95"}}, as in results.json
     compared(measured, others)           {metric: paired test}
@@ -23,8 +23,15 @@ from torch import Tensor
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
 from data import DataError
-from scoring import captions as coco, matching
-from scoring.matching import references, targets_of
+from scoring import captions as coco
+from scoring.matching import (
+    one_class,
+    ranked_classes,
+    references,
+    several_classes,
+    share_of_positives,
+    uniform_class,
+)
 from scoring.statistics import Mean, Missing, Ratio, Score, Value, paired, quotient
 
 
@@ -40,32 +47,6 @@ class Context:
     spice: object = None  # scoring.spice.Spice, or a str: why there is none
     # (id, question) -> the judge's score of the answer
     verdicts: dict[tuple[str, str], float] = field(default_factory=dict)
-
-
-# --- classes ------------------------------------------------------------------------------------
-
-
-def one_class(rows, context):
-    return matching.by_encoder(matching.ACCURACY, rows, context)
-
-
-def ranked_classes(rows, context):
-    return matching.by_encoder(matching.MEAN_AP, rows, context)
-
-
-def several_classes(rows, context):
-    """DCASE2017's two rules."""
-    f1 = matching.by_encoder(matching.MICRO_F1, rows, context)
-    return one_class(rows, context) | f1
-
-
-def uniform_class(rows, context):
-    return {"ACC": float(targets_of(rows, context.labels).mean())}
-
-
-def share_of_positives(rows, context):
-    targets = targets_of(rows, context.labels)
-    return {"mAP": float(targets[:, targets.any(0)].mean())}
 
 
 # --- questions ----------------------------------------------------------------------------------
@@ -249,77 +230,68 @@ def another_reference(rows):
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How rows are scored, and how well an answer does that did not listen."""
-
-    metrics: Callable  # (rows, context) -> {metric: Score}, the headline first
-    guess: Callable | None = None  # rows -> predictions that did not listen, scored like others
-    chance: Callable | None = None  # or (rows, context) -> {metric: value} of a uniform guess
-    classes: bool = False  # whether predictions are matched to the classes of labels.json
-
-
-ONE_CLASS = Protocol(one_class, chance=uniform_class, classes=True)
-SEVERAL_CLASSES = Protocol(several_classes, chance=uniform_class, classes=True)
-RANKED_CLASSES = Protocol(ranked_classes, chance=share_of_positives, classes=True)
-YES_NO = Protocol(yes_no, commonest_answer)
-OPEN = Protocol(exact, another_reference)
-ANNOTATORS = Protocol(clothoaqa, commonest_answer)
-CHOICE = Protocol(multiple_choice, chance=uniform_choice)
-WITHHELD = Protocol(withheld)
-JUDGED = Protocol(judged)
-CAPTIONS = Protocol(captions, another_reference)
-PLAIN_CAPTIONS = Protocol(plain_captions, another_reference)
-MUSIC_CAPTIONS = Protocol(music_captions, another_reference)
-
-
-@dataclass(frozen=True)
 class Benchmark:
     title: str
-    protocol: Protocol
-
-    @property
-    def metrics(self) -> Callable:
-        return self.protocol.metrics
+    metrics: Callable  # (rows, context) -> {metric: Score}, the headline first
 
     @property
     def classes(self) -> bool:
-        return self.protocol.classes
+        """Whether predictions are matched to classes, which labels.json lists."""
+        return self.metrics in (one_class, several_classes, ranked_classes)
 
 
 # To add a benchmark: a folder of shards by this name, with labels.json where there are classes,
 # and a line here.
 BENCHMARKS = {
     # the synthetic world's
-    "sound": Benchmark("sound classification", ONE_CLASS),
-    "music": Benchmark("instrument classification", ONE_CLASS),
-    "events": Benchmark("sound events, multi-label", RANKED_CLASSES),
-    "caption": Benchmark("sound captions", PLAIN_CAPTIONS),
-    "music_caption": Benchmark("music captions", PLAIN_CAPTIONS),
-    "yesno": Benchmark("yes/no questions", YES_NO),
-    "open": Benchmark("open questions", OPEN),
-    "mcq": Benchmark("multiple choice", CHOICE),
+    "sound": Benchmark("sound classification", one_class),
+    "music": Benchmark("instrument classification", one_class),
+    "events": Benchmark("sound events, multi-label", ranked_classes),
+    "caption": Benchmark("sound captions", plain_captions),
+    "music_caption": Benchmark("music captions", plain_captions),
+    "yesno": Benchmark("yes/no questions", yes_no),
+    "open": Benchmark("open questions", exact),
+    "mcq": Benchmark("multiple choice", multiple_choice),
     # shards/benchmarks.py's: Table S7, and four more
-    "esc50": Benchmark("ESC-50", ONE_CLASS),
-    "fsd50k": Benchmark("FSD50K", RANKED_CLASSES),
-    "dcase2017": Benchmark("DCASE2017 task 4", SEVERAL_CLASSES),
-    "tut2017": Benchmark("TUT 2017", ONE_CLASS),
-    "vggsound": Benchmark("VGGSound", ONE_CLASS),
-    "urbansound8k": Benchmark("UrbanSound8K", ONE_CLASS),
-    "vocalsound": Benchmark("VocalSound", ONE_CLASS),
-    "cremad": Benchmark("CREMA-D", ONE_CLASS),
-    "ravdess": Benchmark("RAVDESS", ONE_CLASS),
-    "sesa": Benchmark("SESA", ONE_CLASS),
-    "gtzan": Benchmark("GTZAN", ONE_CLASS),
-    "gtzan_filtered": Benchmark("GTZAN, fault-filtered", ONE_CLASS),
-    "beijing_opera": Benchmark("Beijing Opera", ONE_CLASS),
-    "audiocaps": Benchmark("AudioCaps", CAPTIONS),
-    "clotho": Benchmark("Clotho v2", CAPTIONS),
-    "musiccaps": Benchmark("MusicCaps", MUSIC_CAPTIONS),
-    "clothoaqa": Benchmark("ClothoAQA", ANNOTATORS),
-    "airbench_sound": Benchmark("AIR-Bench Chat, sound", JUDGED),
-    "airbench_music": Benchmark("AIR-Bench Chat, music", JUDGED),
-    "mmau_mini": Benchmark("MMAU test-mini", CHOICE),
-    "mmau": Benchmark("MMAU test", WITHHELD),
+    "esc50": Benchmark("ESC-50", one_class),
+    "fsd50k": Benchmark("FSD50K", ranked_classes),
+    "dcase2017": Benchmark("DCASE2017 task 4", several_classes),
+    "tut2017": Benchmark("TUT 2017", one_class),
+    "vggsound": Benchmark("VGGSound", one_class),
+    "urbansound8k": Benchmark("UrbanSound8K", one_class),
+    "vocalsound": Benchmark("VocalSound", one_class),
+    "cremad": Benchmark("CREMA-D", one_class),
+    "ravdess": Benchmark("RAVDESS", one_class),
+    "sesa": Benchmark("SESA", one_class),
+    "gtzan": Benchmark("GTZAN", one_class),
+    "gtzan_filtered": Benchmark("GTZAN, fault-filtered", one_class),
+    "beijing_opera": Benchmark("Beijing Opera", one_class),
+    "audiocaps": Benchmark("AudioCaps", captions),
+    "clotho": Benchmark("Clotho v2", captions),
+    "musiccaps": Benchmark("MusicCaps", music_captions),
+    "clothoaqa": Benchmark("ClothoAQA", clothoaqa),
+    "airbench_sound": Benchmark("AIR-Bench Chat, sound", judged),
+    "airbench_music": Benchmark("AIR-Bench Chat, music", judged),
+    "mmau_mini": Benchmark("MMAU test-mini", multiple_choice),
+    "mmau": Benchmark("MMAU test", withheld),
+}
+
+
+# Answers that did not listen: (rows, context) -> {metric: value} of a uniform guess, or
+# rows -> predictions, which are scored like others.
+UNIFORM = {
+    one_class: uniform_class,
+    several_classes: uniform_class,
+    ranked_classes: share_of_positives,
+    multiple_choice: uniform_choice,
+}
+GUESSES = {
+    yes_no: commonest_answer,
+    clothoaqa: commonest_answer,
+    exact: another_reference,
+    captions: another_reference,
+    plain_captions: another_reference,
+    music_captions: another_reference,
 }
 
 
@@ -354,11 +326,11 @@ def chance(benchmark: str, rows: list[dict], context: Context) -> dict[str, floa
     That is a uniform guess among classes or choices, the share of positives for mAP, the commonest
     answer to questions, and another clip's first reference for captions.
     """
-    protocol = BENCHMARKS[benchmark].protocol
-    if protocol.chance:
-        return protocol.chance(rows, context)
-    if not protocol.guess:
+    metrics = BENCHMARKS[benchmark].metrics
+    if metrics in UNIFORM:
+        return UNIFORM[metrics](rows, context)
+    if metrics not in GUESSES:
         return {}
-    guessed = [row | {"prediction": said} for row, said in zip(rows, protocol.guess(rows))]
+    guessed = [row | {"prediction": said} for row, said in zip(rows, GUESSES[metrics](rows))]
     scores = measure(benchmark, guessed, context)
     return {metric: score.value for metric, score in scores.items() if score.value is not None}
