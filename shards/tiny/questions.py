@@ -27,17 +27,23 @@ YES = {  # the question to which that value says yes
     "register": {"low": "Is the pitch low?", "high": "Is the pitch high?"},
     "contour": {"rising": "Is the melody rising?", "falling": "Is the melody falling?"},
 }
-OPEN = {
-    "noise": "How clean is the recording?",
-    "tempo": "How does the music feel?",
-    "register": "How high is the music?",
-    "contour": "Where does the melody go?",
-}
-ANSWERS = {
-    "noise": {"noisy": "there is background noise", "quiet": "it is clean"},
-    "tempo": {"slow": "calm and gentle", "fast": "lively and energetic"},
-    "register": {"low": "low and deep", "high": "high in pitch"},
-    "contour": {"rising": "it goes up", "falling": "it goes down"},
+OPEN = {  # the question, then the answers
+    "noise": {
+        "?": "How clean is the recording?",
+        "noisy": "there is background noise",
+        "quiet": "it is clean",
+    },
+    "tempo": {
+        "?": "How does the music feel?",
+        "slow": "calm and gentle",
+        "fast": "lively and energetic",
+    },
+    "register": {"?": "How high is the music?", "low": "low and deep", "high": "high in pitch"},
+    "contour": {
+        "?": "Where does the melody go?",
+        "rising": "it goes up",
+        "falling": "it goes down",
+    },
 }
 ORDER = {"together": "at the same time", "sequence": "one after the other"}
 DISTANCE = {"near": "close by", "far": "far away"}
@@ -166,15 +172,12 @@ def _about_the_voice(voice: Voice, said, yes, rng):
 
 def open_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[Question]:
     voice = pick(rng, scene.voices)
-    sounder, kind = SOUNDERS[voice.name], scene.kind
+    sounder = SOUNDERS[voice.name]
     number = ("one", "two", "three")[len(scene.voices) - 1]
     questions = [Question("How many different sounds are there?", number)]
     if scene.layout == "solo":
-        questions += [
-            Question(MAKER[kind], sounder.subjects[0]),
-            Question("Where could this be recorded?", sounder.where),
-            Question(FAMILY[kind], sounder.group),
-        ]
+        maker = Question(MAKER[scene.kind], sounder.subjects[0])
+        questions += [maker, *_about_the_place_and_family(scene)]
     else:
         questions += _about_the_order(scene, rng)
     if ("count", voice.name) in said:
@@ -182,9 +185,9 @@ def open_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[Qu
     if ("distance", voice.name) in said:
         question = f"How far away is {the(sounder.subjects[0])}?"
         questions.append(Question(question, DISTANCE[voice.distance]))
-    for fact, question in OPEN.items():
+    for fact, words in OPEN.items():
         if fact in said:
-            questions.append(Question(question, ANSWERS[fact][getattr(scene, fact)]))
+            questions.append(Question(words["?"], words[getattr(scene, fact)]))
     return questions
 
 
@@ -222,13 +225,7 @@ def choice_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[
             Question("Which sound comes last?", last, [first, *decoys]),
         ] * 2
     if scene.layout == "solo":
-        where, group = SOUNDERS[voice.name].where, SOUNDERS[voice.name].group
-        wheres = sorted({s.where for s in _kin(scene)} - {where})
-        groups = sorted({s.group for s in _kin(scene)} - {group})
-        questions += [
-            Question("Where could this be recorded?", where, wheres),
-            Question(FAMILY[scene.kind], group, groups),
-        ]
+        questions += _about_the_place_and_family(scene)
     if ("count", voice.name) in said:
         questions.append(_how_many_times(voice))
     if {"tempo", "register"} <= said:
@@ -237,6 +234,17 @@ def choice_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[
         wrong = [way for way in ways if way != right]
         questions += [Question("How is the music played?", right, wrong)] * 2
     return questions
+
+
+def _about_the_place_and_family(scene):
+    (voice,) = scene.voices
+    sounder, kin = SOUNDERS[voice.name], _kin(scene)
+    places = sorted({s.where for s in kin} - {sounder.where})
+    groups = sorted({s.group for s in kin} - {sounder.group})
+    return [
+        Question("Where could this be recorded?", sounder.where, places),
+        Question(FAMILY[scene.kind], sounder.group, groups),
+    ]
 
 
 def _how_many_times(voice):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shards.tiny.instruments import INSTRUMENTS, melody, random_style
-from shards.tiny.signals import Tape, fft_length, frequencies, level
-from shards.tiny.sounds import SOUNDS, Sounder, Wave
+from shards.tiny.signals import Tape, Wave, fft_length, frequencies, level
+from shards.tiny.sounds import SOUNDS, Sounder
 
 SOUNDERS = SOUNDS | INSTRUMENTS
 HOW_MANY = {"sound": [0.45, 0.47, 0.08], "music": [0.7, 0.3, 0]}  # odds of 1, 2 and 3 voices
@@ -84,7 +84,7 @@ def alone(sounder: Sounder, tape: Tape) -> Wave:
     """One event or one stretch of a sound, one melody of an instrument: (n,) float32."""
     if sounder.kind == "music":
         return level(melody(sounder, tape, *random_style(tape.rng)))
-    return level(sounder.recipe(tape))
+    return level(sounder.play(tape))
 
 
 def render(scene: Scene, rng: np.random.Generator, seconds: float = 2.0, sr: int = 16000) -> Wave:
@@ -112,10 +112,10 @@ def _perform(scene, voice, tape):
     if sounder.kind == "music":
         return melody(sounder, tape, scene.tempo, scene.register, scene.contour)
     if not sounder.gap:
-        return sounder.recipe(tape)
+        return sounder.play(tape)
     late = [tape.uniform(0, 0.2 if k else 0.1) for k in range(voice.count)]
     starts = [tape.n / voice.count * (k + late[k]) for k in range(voice.count)]
-    event = sounder.recipe(tape.event(4 * sounder.gap))
+    event = sounder.play(tape.event(4 * sounder.gap))
     gains = tape.rng.uniform(0.75, 1, voice.count).tolist()
     return tape.place(starts, [event * gain for gain in gains])
 

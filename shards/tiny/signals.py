@@ -15,6 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
+Wave = np.ndarray  # (n,) floats
 BLOCK = 192  # samples of a fine piece in Tape.modes
 
 
@@ -44,13 +45,13 @@ class Tape:
         """A tape for one sound at the beginning of this one, and never longer than this one."""
         return replace(self, n=min(self.n, int(seconds * self.sr)))
 
-    def pad(self, x: np.ndarray) -> np.ndarray:
+    def pad(self, x: Wave) -> Wave:
         """x, then silence."""
         return np.r_[x, np.zeros(self.n - len(x), np.float32)]
 
     # -- things that sound
 
-    def noise(self, low: float = 20, high: float = 8000, tilt: float = 0.0) -> np.ndarray:
+    def noise(self, low: float = 20, high: float = 8000, tilt: float = 0.0) -> Wave:
         """Noise of unit RMS between low and high Hz, times frequency to the power `tilt`."""
         f = frequencies(fft_length(self.n), self.sr)
         spectrum = self.rng.standard_normal(2 * len(f), dtype=np.float32).view(np.complex64)
@@ -60,12 +61,12 @@ class Tape:
         x = np.fft.irfft(spectrum)[: self.n]
         return x / (np.sqrt(np.mean(x * x)) + 1e-9)
 
-    def sparks(self, rate: float) -> np.ndarray:
+    def sparks(self, rate: float) -> Wave:
         """Impulses at random instants, `rate` a second, of random strength."""
         strikes = self.rng.random(self.n, dtype=np.float32) < rate / self.sr
         return strikes * self.rng.exponential(1, self.n).astype(np.float32)
 
-    def tone(self, hz, harmonics: Sequence[float] = (1.0,), phase: float = 0.0) -> np.ndarray:
+    def tone(self, hz, harmonics: Sequence[float] = (1.0,), phase: float = 0.0) -> Wave:
         """A periodic wave, read from a table.
 
         hz is a number or a curve (n,); harmonics are amplitudes; phase is a share of a period.
@@ -75,11 +76,11 @@ class Tape:
         turns = np.cumsum(hz, dtype=np.float64) if np.ndim(hz) else hz * np.arange(self.n)
         return table[((turns / self.sr + phase) * 2048).astype(np.int32) & 2047]
 
-    def chord(self, hz: float, ratios: Sequence[float], harmonics: Sequence[float]) -> np.ndarray:
+    def chord(self, hz: float, ratios: Sequence[float], harmonics: Sequence[float]) -> Wave:
         """Tones at hz times each ratio, each at a random phase."""
         return sum(self.tone(hz * ratio, harmonics, self.rng.random()) for ratio in ratios)
 
-    def modes(self, hz: float, ratios, amplitudes, decays) -> np.ndarray:
+    def modes(self, hz: float, ratios, amplitudes, decays) -> Wave:
         """The decaying sinusoids of something struck or plucked; decays are seconds to 1/e.
 
         exp(c (t + s)) = exp(c t) exp(c s): every mode is a product of coarse times t and fine
@@ -103,10 +104,10 @@ class Tape:
 
     # -- filters: of a wave of any length
 
-    def band_pass(self, x: np.ndarray, low: float, high: float) -> np.ndarray:
+    def band_pass(self, x: Wave, low: float, high: float) -> Wave:
         return self._filter(x, lambda f: band(f, low, high))
 
-    def formants(self, x: np.ndarray, *peaks: tuple[float, float]) -> np.ndarray:
+    def formants(self, x: Wave, *peaks: tuple[float, float]) -> Wave:
         """x through resonances (Hz, gain), as a mouth or a wooden body has them."""
         return self._filter(
             x,
@@ -121,25 +122,25 @@ class Tape:
 
     # -- envelopes and curves
 
-    def decay(self, seconds: float, attack: float = 0.002) -> np.ndarray:
+    def decay(self, seconds: float, attack: float = 0.002) -> Wave:
         """Up to 1 in `attack` seconds, and down to 1/e in `seconds`."""
         t = self.t.astype(np.float32)
         return np.exp(np.maximum(-t / seconds, -40)) * np.minimum(1, t / attack)
 
-    def swell(self, rise: float, fall: float) -> np.ndarray:
+    def swell(self, rise: float, fall: float) -> Wave:
         """0 -> 1 in `rise` seconds, 1 -> 0 in the last `fall` seconds."""
         t = self.t.astype(np.float32)
         return np.clip(np.minimum(t / rise, (self.n / self.sr - t) / fall), 0, 1)
 
-    def fade_in(self, seconds: float) -> np.ndarray:
+    def fade_in(self, seconds: float) -> Wave:
         return np.minimum(1, np.arange(self.n) / (seconds * self.sr))
 
-    def curve(self, points: Sequence[float]) -> np.ndarray:
+    def curve(self, points: Sequence[float]) -> Wave:
         """A line through evenly spaced points."""
         places = np.linspace(0, len(points) - 1, self.n)
         return np.interp(places, np.arange(len(points)), points).astype(np.float32)
 
-    def wander(self, rate: float, depth: float) -> np.ndarray:
+    def wander(self, rate: float, depth: float) -> Wave:
         """A slow random curve around 1, `rate` points a second, never below 0."""
         points = self.rng.standard_normal(int(rate * self.n / self.sr) + 3)
         return np.maximum(self.curve(1 + depth * points), 0)
@@ -157,7 +158,7 @@ class Tape:
         """Instants anywhere, `rate` a second on average."""
         return self.rng.integers(0, self.n, int(rate * self.n / self.sr))
 
-    def place(self, instants: Sequence[float], grains: Iterable[np.ndarray]) -> np.ndarray:
+    def place(self, instants: Sequence[float], grains: Iterable[Wave]) -> Wave:
         """The sum of all grains, each at its instant and cut at the tape's end."""
         out = np.zeros(self.n, np.float32)
         for start, grain in zip(np.asarray(instants).astype(int), grains):
@@ -194,7 +195,7 @@ def rolloff(k: int, power: float) -> np.ndarray:
     return np.arange(1, k + 1) ** -float(power)
 
 
-def level(x: np.ndarray) -> np.ndarray:
+def level(x: Wave) -> Wave:
     """x at a loudness that suits a click and a hiss alike; its peak is at most 0.8."""
     peak, rms = np.abs(x).max(), np.sqrt(np.mean(x * x))
     return (x * min(0.8 / (peak + 1e-9), 0.16 / (rms + 1e-9))).astype(np.float32)

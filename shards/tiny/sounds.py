@@ -1,9 +1,9 @@
 """
-Recipes of sounds: each draws its numbers afresh and fills a `Tape`. No recordings.
+Recipes of sounds. Each draws its numbers afresh and fills a `Tape`; none is a recording.
 
-    SOUNDS["rain"].recipe(Tape(rng, 32000))      two seconds of rain: (32000,) floats
+    SOUNDS["rain"].play(Tape(rng, 32000))      two seconds of rain: (32000,) floats
 
-Comments name the physics; constants were tuned by ear.
+A recipe takes a tape and returns a wave as long as the tape.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,7 @@ from itertools import cycle
 
 import numpy as np
 
-from shards.tiny.signals import Tape, rolloff
-
-Wave = np.ndarray  # (n,) floats
+from shards.tiny.signals import Tape, Wave, rolloff
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,16 @@ class Sounder:
     where: str  # a place to hear it
     subjects: tuple[str, ...]  # "a dog", "a hound"
     verbs: tuple[str, ...]  # "barks"
-    recipe: Callable[
-        ..., Wave
-    ]  # sound: (tape); music: (tape, hz) for one note, (tape, step) for one beat
-    gap: float = (
-        0.0  # sound: seconds between two events; 0: it sounds continuously and has no count
-    )
+    recipe: Callable[..., Wave]
+    gap: float = 0.0  # sound: seconds between two events; 0: continuous, without a count
+    lasts: tuple[float, float] | None = None  # sound: seconds of an event; None: all of the tape
     base: float = 0.0  # music: Hz of its low register; 0: it has no pitch
+
+    def play(self, tape: Tape, *note: float) -> Wave:
+        """One event or one stretch of a sound; one note of an instrument, by Hz or by beat."""
+        if self.lasts is None:
+            return self.recipe(tape, *note)
+        return tape.pad(self.recipe(tape.event(tape.uniform(*self.lasts))))
 
 
 SOUNDS: dict[str, Sounder] = {}
@@ -48,7 +49,7 @@ def sounder(
     who: str,  # "a dog|a hound"
     does: str,  # "barks|yaps"
     name: str | None = None,  # None: the recipe's
-    **more: float,  # gap or base
+    **more,  # gap, lasts or base
 ) -> Callable:
     """A decorator that registers a recipe as a Sounder."""
 
@@ -66,7 +67,7 @@ nature = partial(sounder, SOUNDS, "sound", "nature")
 
 
 @nature("outdoors in bad weather", "rain|a shower of rain", "falls|pours|patters")
-def rain(tape: Tape) -> Wave:
+def rain(tape):
     drops = tape.sparks(tape.uniform(150, 500))
     drops = tape.band_pass(drops, tape.uniform(1200, 2500), 7000)
     hiss = tape.noise(tape.uniform(500, 1500), 7000)
@@ -74,7 +75,7 @@ def rain(tape: Tape) -> Wave:
 
 
 @nature("outdoors in bad weather", "thunder|a thunderstorm", "rumbles|rolls|booms", gap=0.9)
-def thunder(tape: Tape) -> Wave:
+def thunder(tape):
     # One flash, heard from ever farther along its path: a crack, then four softer claps.
     claps = np.r_[0, tape.rng.uniform(0, 0.5, 4)] * tape.n
     attacks = (0.02, 0.05, 0.05, 0.05, 0.05)
@@ -87,7 +88,7 @@ def thunder(tape: Tape) -> Wave:
 
 
 @nature("outdoors in bad weather", "the wind|a gale", "howls|blows")
-def wind(tape: Tape) -> Wave:
+def wind(tape):
     hz = tape.uniform(250, 600)
     howl = tape.noise(hz / 1.1, hz * 1.1) * tape.wander(2, 0.7)
     roar = tape.noise(hz, hz * 2) * tape.wander(2, 0.6)
@@ -95,14 +96,14 @@ def wind(tape: Tape) -> Wave:
 
 
 @nature("by the water", "the sea|the surf", "rolls|roars|breaks on the shore")
-def sea_waves(tape: Tape) -> Wave:
+def sea_waves(tape):
     up = np.sin(np.pi * (tape.t / tape.uniform(1.2, 2.2) + tape.rng.random())) ** 2
     deep = tape.noise(60, 700, -0.3) * (0.3 + up)
     return deep + tape.noise(800, 5000, -0.4) * (0.1 + up * up)
 
 
 @nature("by the water", "a stream|a brook", "babbles|flows|gurgles")
-def stream(tape: Tape) -> Wave:
+def stream(tape):
     bubbles = [_bubble(tape.grain(0.04)) for _ in range(20)]
     gurgle = tape.place(tape.scatter(tape.uniform(40, 90)), cycle(bubbles))
     return gurgle + tape.noise(300, 3000) * 0.08
@@ -115,14 +116,14 @@ def _bubble(grain):
 
 
 @nature("in a cave", "water|a leaking tap", "drips", gap=0.2)
-def water_drip(tape: Tape) -> Wave:
+def water_drip(tape):
     hz = tape.uniform(900, 2200)
     rise = 1 + np.minimum(tape.t, 0.08) * tape.uniform(3, 8)
     return tape.tone(hz * rise) * tape.decay(tape.uniform(0.02, 0.04))
 
 
 @nature("at a camp in the woods", "a fire|a campfire", "crackles|burns")
-def fire(tape: Tape) -> Wave:
+def fire(tape):
     snaps = [_snap(tape.grain(0.02)) for _ in range(15)]
     crackle = tape.place(tape.scatter(tape.uniform(14, 35)), cycle(snaps))
     return crackle + tape.noise(60, 500, -0.4) * tape.wander(8, 0.3) * 0.12
@@ -137,57 +138,52 @@ def _snap(grain):
 animal = partial(sounder, SOUNDS, "sound", "animal")
 
 
-@animal("in a yard", "a dog|a hound", "barks|yaps", gap=0.25)
-def dog_bark(tape: Tape) -> Wave:
-    bark = tape.event(tape.uniform(0.13, 0.2))
-    hz = bark.uniform(300, 650) * bark.curve([0.8, 1.15, 1.0, 0.6])
-    throat = bark.tone(hz, rolloff(20, 0.7)) + 0.35 * bark.noise(500, 4000)
-    mouth = (bark.uniform(600, 900), 1), (bark.uniform(1300, 1800), 0.7), (2800, 0.3)
-    return tape.pad(bark.formants(throat, *mouth) * bark.swell(0.015, 0.08))
+@animal("in a yard", "a dog|a hound", "barks|yaps", gap=0.25, lasts=(0.13, 0.2))
+def dog_bark(tape):
+    hz = tape.uniform(300, 650) * tape.curve([0.8, 1.15, 1.0, 0.6])
+    throat = tape.tone(hz, rolloff(20, 0.7)) + 0.35 * tape.noise(500, 4000)
+    mouth = (tape.uniform(600, 900), 1), (tape.uniform(1300, 1800), 0.7), (2800, 0.3)
+    return tape.formants(throat, *mouth) * tape.swell(0.015, 0.08)
 
 
-@animal("in a living room", "a cat|a tomcat", "meows|mews", gap=0.6)
-def cat_meow(tape: Tape) -> Wave:
-    meow = tape.event(tape.uniform(0.4, 0.6))
-    hz = meow.uniform(450, 750) * meow.curve([0.75, 1.05, 1.1, 1.0, 0.7])
-    throat = meow.tone(hz, rolloff(14, 0.9))
-    mouth = meow.curve([0, 1, 0.8, 0.2, 0])  # closed, open, closed: m-eow
-    opened = meow.formants(throat, (1100, 1), (2400, 0.8)) * mouth
-    closed = meow.formants(throat, (500, 1), (900, 0.4)) * (1 - mouth)
-    return tape.pad((opened + closed) * meow.swell(0.06, 0.15))
+@animal("in a living room", "a cat|a tomcat", "meows|mews", gap=0.6, lasts=(0.4, 0.6))
+def cat_meow(tape):
+    hz = tape.uniform(450, 750) * tape.curve([0.75, 1.05, 1.1, 1.0, 0.7])
+    throat = tape.tone(hz, rolloff(14, 0.9))
+    mouth = tape.curve([0, 1, 0.8, 0.2, 0])  # closed, open, closed: m-eow
+    opened = tape.formants(throat, (1100, 1), (2400, 0.8)) * mouth
+    closed = tape.formants(throat, (500, 1), (900, 0.4)) * (1 - mouth)
+    return (opened + closed) * tape.swell(0.06, 0.15)
 
 
-@animal("on a farm", "a cow|an ox", "moos|lows", gap=0.9)
-def cow_moo(tape: Tape) -> Wave:
-    moo = tape.event(tape.uniform(0.7, 0.9))
-    hz = moo.uniform(100, 160) * moo.curve([0.8, 1, 1.1, 1.05, 0.8]) * moo.wander(20, 0.01)
-    throat = moo.tone(hz, rolloff(25, 0.6))
-    mouth = moo.curve([0, 0.3, 1, 0.8, 0.3])
-    closed = moo.formants(throat, (250, 1)) * (1 - mouth)
-    opened = moo.formants(throat, (450, 1), (850, 0.6), (2200, 0.1)) * mouth
-    return tape.pad((closed + opened) * moo.swell(0.12, 0.2))
+@animal("on a farm", "a cow|an ox", "moos|lows", gap=0.9, lasts=(0.7, 0.9))
+def cow_moo(tape):
+    hz = tape.uniform(100, 160) * tape.curve([0.8, 1, 1.1, 1.05, 0.8]) * tape.wander(20, 0.01)
+    throat = tape.tone(hz, rolloff(25, 0.6))
+    mouth = tape.curve([0, 0.3, 1, 0.8, 0.3])
+    closed = tape.formants(throat, (250, 1)) * (1 - mouth)
+    opened = tape.formants(throat, (450, 1), (850, 0.6), (2200, 0.1)) * mouth
+    return (closed + opened) * tape.swell(0.12, 0.2)
 
 
-@animal("in a forest", "a bird|a sparrow", "chirps|tweets|sings", gap=0.22)
-def bird_chirp(tape: Tape) -> Wave:
-    chirp = tape.event(tape.uniform(0.08, 0.16))
-    hz = chirp.curve(chirp.rng.uniform(2500, 5500, 3))
-    trill = np.sin(2 * np.pi * chirp.uniform(25, 60) * np.arange(chirp.n) / chirp.sr)
-    return tape.pad(chirp.tone(hz * (1 + 0.06 * trill), (1, 0.15)) * chirp.swell(0.02, 0.04))
+@animal("in a forest", "a bird|a sparrow", "chirps|tweets|sings", gap=0.22, lasts=(0.08, 0.16))
+def bird_chirp(tape):
+    hz = tape.curve(tape.rng.uniform(2500, 5500, 3))
+    trill = np.sin(2 * np.pi * tape.uniform(25, 60) * np.arange(tape.n) / tape.sr)
+    return tape.tone(hz * (1 + 0.06 * trill), (1, 0.15)) * tape.swell(0.02, 0.04)
 
 
-@animal("by a pond", "a frog|a toad", "croaks|ribbits", gap=0.3)
-def frog_croak(tape: Tape) -> Wave:
-    croak = tape.event(tape.uniform(0.16, 0.26))
-    rattle = croak.tone(croak.uniform(35, 65) * croak.curve([0.8, 1.2]))
+@animal("by a pond", "a frog|a toad", "croaks|ribbits", gap=0.3, lasts=(0.16, 0.26))
+def frog_croak(tape):
+    rattle = tape.tone(tape.uniform(35, 65) * tape.curve([0.8, 1.2]))
     rattle = np.maximum(0, rattle) ** 2
-    throat = croak.tone(croak.uniform(90, 160), rolloff(30, 0.2)) * rattle
-    mouth = (croak.uniform(500, 800), 1), (croak.uniform(1200, 1700), 0.8)
-    return tape.pad(croak.formants(throat, *mouth) * croak.swell(0.03, 0.05))
+    throat = tape.tone(tape.uniform(90, 160), rolloff(30, 0.2)) * rattle
+    mouth = (tape.uniform(500, 800), 1), (tape.uniform(1200, 1700), 0.8)
+    return tape.formants(throat, *mouth) * tape.swell(0.03, 0.05)
 
 
 @animal("in a meadow at night", "a cricket|a grasshopper", "trills|sings in the grass")
-def cricket(tape: Tape) -> Wave:
+def cricket(tape):
     pulses = np.maximum(0, np.sin(2 * np.pi * tape.uniform(26, 36) * tape.t))
     chirps = np.sin(2 * np.pi * (tape.uniform(2.2, 4) * tape.t + tape.rng.random()))
     chirps = np.clip(6 * chirps + tape.uniform(0, 2), 0, 1)
@@ -199,7 +195,7 @@ human = partial(sounder, SOUNDS, "sound", "human")
 
 
 @human("in a nursery", "a baby|an infant", "wails|bawls")
-def baby_cry(tape: Tape) -> Wave:
+def baby_cry(tape):
     cry = tape.grain(tape.uniform(0.55, 0.8))
     hz = tape.uniform(380, 540)
     starts = np.arange(0, tape.n, int(cry.n * tape.uniform(1.1, 1.25)))
@@ -215,7 +211,7 @@ def _cry(grain, hz):
 
 
 @human("at a party", "a person|a reveller", "laughs|giggles|chuckles")
-def laughter(tape: Tape) -> Wave:
+def laughter(tape):
     starts = tape.beats(tape.uniform(4, 6), 0.06)
     hz = tape.uniform(150, 330)
     falling = [hz * (1.15 - 0.3 * (i % 7) / 7) for i in range(len(starts))]  # seven "ha" a breath
@@ -230,14 +226,14 @@ def _ha(grain, hz):
 
 
 @human("in a theatre", "an audience|a crowd", "claps|applauds")
-def applause(tape: Tape) -> Wave:
+def applause(tape):
     claps = tape.sparks(tape.uniform(60, 250))
     claps = tape.band_pass(claps, 700, tape.uniform(1800, 3000))
     return claps * 4 * tape.wander(3, 0.15) + tape.noise(700, 2500) * 0.06
 
 
 @human("in a hallway", "a walker|a passer-by", "walks|strolls|steps along")
-def footsteps(tape: Tape) -> Wave:
+def footsteps(tape):
     hz = tape.uniform(70, 160)
     starts = tape.beats(tape.uniform(1.7, 2.8), 0.03)
     return tape.place(starts, [_step(tape.grain(0.16), hz) for _ in starts])
@@ -256,7 +252,7 @@ vehicle = partial(sounder, SOUNDS, "sound", "vehicle")
 
 
 @vehicle("on a road", "an engine|a motor", "runs|chugs|rumbles")
-def engine(tape: Tape) -> Wave:
+def engine(tape):
     speed = tape.uniform(22, 55) * tape.curve(tape.rng.uniform(0.8, 1.3, 4))
     strokes = tape.tone(speed * tape.wander(30, 0.02), rolloff(60, 0.4))
     block = strokes + 0.15 * tape.noise(100, 3000, -0.5)
@@ -265,18 +261,23 @@ def engine(tape: Tape) -> Wave:
 
 
 @vehicle("under an open sky", "a helicopter|a chopper", "hovers|thuds overhead")
-def helicopter(tape: Tape) -> Wave:
+def helicopter(tape):
     turns = tape.t * tape.uniform(8, 14) + tape.rng.random()
     slap = np.exp(-(turns % 1) * tape.uniform(4, 7))
     rotor = tape.noise(40, 250) * slap * 1.5 + tape.noise(300, 2500) * slap * 0.5
     return rotor + tape.tone(tape.uniform(900, 1600)) * 0.12
 
 
-@vehicle("at a railway crossing", "a train|a locomotive", "hoots|blows its horn", gap=0.6)
-def train_horn(tape: Tape) -> Wave:
-    hoot = tape.event(tape.uniform(0.45, 0.65))
-    chord = hoot.chord(hoot.uniform(230, 340), (1, 1.19, 1.34, 1.68), rolloff(14, 0.8))
-    return tape.pad(chord * hoot.swell(0.05, 0.1))
+@vehicle(
+    "at a railway crossing",
+    "a train|a locomotive",
+    "hoots|blows its horn",
+    gap=0.6,
+    lasts=(0.45, 0.65),
+)
+def train_horn(tape):
+    chord = tape.chord(tape.uniform(230, 340), (1, 1.19, 1.34, 1.68), rolloff(14, 0.8))
+    return chord * tape.swell(0.05, 0.1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ signal = partial(sounder, SOUNDS, "sound", "signal")
 
 
 @signal("on a city street", "a siren|an ambulance", "wails|blares|whoops")
-def siren(tape: Tape) -> Wave:
+def siren(tape):
     low, high = tape.uniform(450, 650), tape.uniform(1000, 1500)
     rate = tape.rng.choice([tape.uniform(0.4, 0.8), tape.uniform(2, 3.5)])  # wail or yelp
     sweep = np.sin(2 * np.pi * (rate * tape.t + tape.rng.random()))
@@ -294,7 +295,7 @@ def siren(tape: Tape) -> Wave:
 
 
 @signal("in a village", "a church bell|a bell", "tolls|chimes", gap=0.45)
-def church_bell(tape: Tape) -> Wave:
+def church_bell(tape):
     # Hum, prime, tierce, quint, nominal and above. The minor third (1.19) makes it a bell.
     ratios = (0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.17, 5.43)
     amplitudes = (0.5, 0.8, 0.9, 0.4, 1, 0.5, 0.4, 0.4, 0.3)
@@ -302,21 +303,20 @@ def church_bell(tape: Tape) -> Wave:
     return tape.modes(tape.uniform(220, 480), ratios, amplitudes, decays) * tape.fade_in(0.002)
 
 
-@signal("in a bedroom", "an alarm|an alarm clock", "beeps|bleeps", gap=0.2)
-def alarm(tape: Tape) -> Wave:
-    beep = tape.event(tape.uniform(0.08, 0.14))
-    tone = beep.tone(beep.uniform(1000, 2600), (1, 0, 0.35, 0, 0.2))
-    return tape.pad(tone * beep.swell(0.004, 0.006))
+@signal("in a bedroom", "an alarm|an alarm clock", "beeps|bleeps", gap=0.2, lasts=(0.08, 0.14))
+def alarm(tape):
+    tone = tape.tone(tape.uniform(1000, 2600), (1, 0, 0.35, 0, 0.2))
+    return tone * tape.swell(0.004, 0.006)
 
 
-@signal("in an office", "a telephone|a phone", "rings|jangles", gap=0.55)
-def telephone_ring(tape: Tape) -> Wave:
-    ring, stroke = tape.event(tape.uniform(0.35, 0.45)), tape.grain(0.12)
+@signal("in an office", "a telephone|a phone", "rings|jangles", gap=0.55, lasts=(0.35, 0.45))
+def telephone_ring(tape):
+    stroke = tape.grain(0.12)
     hz, rate = tape.uniform(900, 1300), tape.uniform(18, 26)
     ratios, amplitudes, decays = (1, 2.32, 4.25), (1, 0.7, 0.4), (0.06, 0.04, 0.02)
     bells = [stroke.modes(hz * ratio, ratios, amplitudes, decays) for ratio in (1, 1.25)]
-    starts = np.arange(0, ring.n - stroke.n // 3, tape.sr / rate)
-    return tape.pad(ring.place(starts, cycle(bells)) * ring.swell(0.003, 0.05))
+    starts = np.arange(0, tape.n - stroke.n // 3, tape.sr / rate)
+    return tape.place(starts, cycle(bells)) * tape.swell(0.003, 0.05)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -324,14 +324,14 @@ household = partial(sounder, SOUNDS, "sound", "household")
 
 
 @household("at a front door", "a visitor|a caller", "knocks", gap=0.16)
-def knocking(tape: Tape) -> Wave:
+def knocking(tape):
     hz = tape.uniform(160, 380)
     panel = tape.modes(hz, (1, 2.3, 3.9), (1, 0.5, 0.25), (0.03, 0.018, 0.01))
     return panel + tape.noise(300, 3000) * tape.decay(0.004) * 0.4
 
 
 @household("in a study", "a clock|a watch", "ticks|ticks away")
-def clock_tick(tape: Tape) -> Wave:
+def clock_tick(tape):
     hz = tape.uniform(1800, 3500)
     starts = tape.beats(tape.uniform(1.8, 4), 0)
     pitches = [hz if i % 2 else hz * 0.8 for i in range(len(starts))]
@@ -344,7 +344,7 @@ def _tick(grain, hz):
 
 
 @household("in a kitchen", "glass|a window", "shatters|breaks", gap=0.5)
-def glass_break(tape: Tape) -> Wave:
+def glass_break(tape):
     starts = np.minimum(tape.rng.exponential(0.1 * tape.sr, 25), 0.35 * tape.sr)
     splinters = tape.place(starts, [_splinter(tape.grain(0.2)) for _ in starts])
     crash = tape.noise(1500, 7500) * tape.decay(tape.uniform(0.03, 0.06), 0.001)
@@ -357,6 +357,6 @@ def _splinter(grain):
 
 
 @household("in a flat being cleaned", "a vacuum cleaner|a hoover", "whirs|hums")
-def vacuum_cleaner(tape: Tape) -> Wave:
+def vacuum_cleaner(tape):
     hz = tape.uniform(180, 330) * tape.wander(5, 0.004)
     return tape.tone(hz, rolloff(20, 0.6)) * 0.4 + tape.noise(200, 6000, -0.4) * 0.6
