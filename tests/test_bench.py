@@ -7,7 +7,7 @@ import torch
 from conftest import gpt2
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from experiments import bench
+from experiments.bench import __main__ as bench
 from mats import MATS, MATSConfig
 
 

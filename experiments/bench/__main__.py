@@ -38,13 +38,14 @@ import config
 from audio import load_audio
 from clap import CLAP, CLAPConfig
 from data import Batches, Plan, Source, collate, loader
+from experiments.bench import oracle
 from mats import MATS, MATSConfig, Template
 from santa import Santa, add_noise, kmeans
 from shards.tiny import world as tiny
 from shards.writer import ShardWriter
 from train import PEAK, TrainConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = {"n_embd": 256, "n_layer": 4, "n_head": 4}
 # Tokens of instructions and answers (mean, standard deviation), counted with GPT-2's tokenizer on AudioCaps, MusicCaps, MusicQA and ClothoAQA,
 # labels as FSD50K's; the shares are those of the released mixture's weights.
@@ -287,9 +288,6 @@ def padded_to_77(clap, texts):
 
 def audio(machine):
     """Audio encoding of 8 clips of 7 s against msclap's own package, one batch each."""
-    sys.path.append(str(ROOT / "tests"))
-    import oracle
-
     try:
         theirs = oracle.msclap()[1].to(machine.device)
     except ImportError:
