@@ -1,6 +1,5 @@
 """Times and rates, and the machine that they are measured on."""
 
-import contextlib
 import resource
 import statistics
 import time
@@ -70,9 +69,8 @@ class Machine:
         return self.device.startswith("cuda")
 
     def amp(self):
-        if self.dtype == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16)
+        kind, enabled = self.device.split(":")[0], self.dtype == "bfloat16"
+        return torch.autocast(kind, torch.bfloat16, enabled=enabled)
 
     def peak(self) -> float:
         """FLOP/s of large matrix products."""

@@ -8,17 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import config
 from clap import CLAP, CLAPConfig
 from data import Plan, collate
 from experiments.bench.clock import Machine
 from mats import MATS, MATSConfig
 from shards.tiny import world
 from shards.writer import ShardWriter
-from train import TrainConfig
 
 
 class Kind(NamedTuple):
@@ -126,22 +123,22 @@ def language_model(size: str, whole: bool, dtype: torch.dtype):
 def sized(size: str, machine: Machine, meta: bool = False) -> MATS:
     """MATS with random weights, in training mode.
 
+    The frozen weights have the machine's dtype: bfloat16 in the paper's configs.
+
     gpt2: the true size. small: a third of its width and depth, mapper included. llama: 7 B on a
     GPU or as `meta`; on a CPU a fourth of its width and depth, with a mapper that does as small a
     share of the work as the true one.
     """
     torch.manual_seed(0)
     whole, device = machine.cuda or meta, "meta" if meta else machine.device
-    paper = config.load(TrainConfig, ["mats_llama" if size == "llama" else "mats_gpt2"])
-    dtype = paper.llm_dtype if machine.dtype == "bfloat16" else "float32"
     mapper = {}
     if size == "small":
         mapper = {"width": 256, "layers": 3, "heads": 4}
     elif size == "llama" and not whole:
         mapper = {"width": 256, "layers": 2}
     with torch.device(device):
-        llm = language_model(size, whole, getattr(torch, dtype))
-        model = MATS(MATSConfig(llm_dtype=dtype, **mapper), llm, make_tokenizer())
+        llm = language_model(size, whole, getattr(torch, machine.dtype))
+        model = MATS(MATSConfig(llm_dtype=machine.dtype, **mapper), llm, make_tokenizer())
     return model.to(device).train()
 
 
@@ -161,13 +158,12 @@ def sized_clap(machine: Machine, **text) -> CLAP:
 
 def fake(model: MATS) -> MATS:
     """The model with fake weights, which have shapes but no values. Under FakeTensorMode alone."""
-
-    def empty(old: Tensor) -> Tensor:
-        return torch.empty(old.shape, dtype=old.dtype)
-
     for module in model.modules():
-        for name, old in list(module.named_parameters(recurse=False)):
-            setattr(module, name, torch.nn.Parameter(empty(old), old.requires_grad))
-        for name, old in list(module.named_buffers(recurse=False)):
-            setattr(module, name, empty(old))
+        parameters = module.named_parameters(recurse=False)
+        buffers = module.named_buffers(recurse=False)
+        for name, old in [*parameters, *buffers]:
+            new = torch.empty(old.shape, dtype=old.dtype)
+            if isinstance(old, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, old.requires_grad)
+            setattr(module, name, new)
     return model

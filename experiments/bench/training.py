@@ -34,7 +34,7 @@ class Loop:
     """The training loop, in steps that can be clocked one by one."""
 
     def __init__(self, model: MATS, machine: Machine):
-        self.machine = machine
+        self.model, self.machine = model, machine
         self.optimizer = torch.optim.AdamW(model.trainable().values(), lr=1e-5, fused=True)
 
     def place(self, batch: dict) -> list[Tensor]:
@@ -46,9 +46,9 @@ class Loop:
             torch._dynamo.mark_dynamic(answer, 0)
         return [z, ids, answer]
 
-    def forward(self, net: Callable, z: Tensor, ids: Tensor, answer: Tensor) -> None:
+    def forward(self, net: Callable, z: Tensor, *rest: Tensor) -> None:
         with self.machine.amp():
-            self.loss = net(add_noise(z, 0.015), ids, answer)
+            self.loss = net(add_noise(z, 0.015), *rest)
 
     def backward(self) -> None:
         self.loss.backward()
@@ -120,12 +120,12 @@ class Obvious(torch.nn.Module):
         # functions, so that CLAP is no submodule: it is not trained and stays in eval mode
         self.text_features, self.pad = clap.text_features, partial(padded_to_77, clap)
 
-    def forward(self, texts: Tensor, mask: Tensor, ids: Tensor, answer: Tensor) -> dict:
+    def forward(self, texts, mask, ids, answer):
         with torch.no_grad():
             z = self.text_features(texts, mask)
         return {"loss": loss_everywhere(self.mats, add_noise(z, 0.015), ids, answer)}
 
-    def collate(self, rows: list[dict]) -> dict:
+    def collate(self, rows):
         tokens, pad = self.mats.template.encode(rows), self.mats.tokenizer.eos_token_id
         batch = collate(rows, tokens, pad, multiple=1)
         texts, mask = self.pad([row["text"] for row in rows])
@@ -141,34 +141,23 @@ def loss_everywhere(model: MATS, z: Tensor, ids: Tensor, answer: Tensor) -> Tens
     return model.llm(inputs_embeds=model.inputs(z, ids), labels=labels).loss
 
 
-class FrozenWeights:
-    """The language model's frozen weights as configured, and in from_pretrained's precision.
-
-    That is float32 of GPT-2. LLaMA's come in 16 bits.
-    """
-
-    def __init__(self, model: MATS, size: str):
-        self.weights = [p for p in model.llm.parameters() if not p.requires_grad]
-        self.configured = [weight.data for weight in self.weights]
-        self.pretrained = self.configured
-        if size != "llama":
-            self.pretrained = [data.float() for data in self.configured]
-
-    def use(self, tensors: list[Tensor]) -> None:
-        for weight, data in zip(self.weights, tensors):
-            weight.data = data
-
-
 class Way(NamedTuple):
     """A way to train with our loop."""
 
-    frozen: list[Tensor]
+    dtype: torch.dtype  # of the frozen weights
     net: Callable  # (z, ids, answer) -> loss
     batches: Iterable[dict]
 
 
+def cast(model: MATS, dtype: torch.dtype) -> None:
+    """Gives the frozen weights this dtype."""
+    for parameter in model.llm.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def ways_up(
-    model: MATS, frozen: FrozenWeights, samples: list[dict], n: int, shards: str, machine: Machine
+    model: MATS, pretrained: torch.dtype, samples: list[dict], n: int, shards: str, machine: Machine
 ) -> dict[str, Way]:
     """From the Trainer's way to ours: each changes one thing more."""
     write_shards(shards, samples)
@@ -176,17 +165,17 @@ def ways_up(
     stream = iter(loader(batches, workers=1, pin=machine.cuda))
     as_they_come = batches_of(model, samples, n, similar=False, multiple=1)
     similar = batches_of(model, samples, n)
-    everywhere = partial(loss_everywhere, model)
+    everywhere, configured = partial(loss_everywhere, model), getattr(torch, machine.dtype)
     ways = {
-        "our loop, CLAP's vectors cached": Way(frozen.pretrained, everywhere, as_they_come),
-        "logits of answers alone": Way(frozen.pretrained, model.forward, as_they_come),
-        "batches of similar length": Way(frozen.pretrained, model.forward, similar),
-        "frozen weights as configured": Way(frozen.configured, model.forward, similar),
+        "our loop, CLAP's vectors cached": Way(pretrained, everywhere, as_they_come),
+        "logits of answers alone": Way(pretrained, model.forward, as_they_come),
+        "batches of similar length": Way(pretrained, model.forward, similar),
+        "frozen weights as configured": Way(configured, model.forward, similar),
     }
     if machine.cuda:
         model.compile()
-        ways["compiled"] = Way(frozen.configured, model, similar)
-    ways["read from shards"] = Way(frozen.configured, model, stream)
+        ways["compiled"] = Way(configured, model, similar)
+    ways["read from shards"] = Way(configured, model, stream)
     return ways
 
 
@@ -196,12 +185,12 @@ class Turns(TrainerCallback):
     A turn has `steps` steps.
     """
 
-    def __init__(self, loop: Loop, frozen: FrozenWeights, ways: dict[str, Way], steps: int):
-        self.loop, self.frozen, self.ways, self.steps = loop, frozen, ways, steps
+    def __init__(self, loop: Loop, dtype: torch.dtype, ways: dict[str, Way], steps: int):
+        self.loop, self.dtype, self.ways, self.steps = loop, dtype, ways, steps
         self.seconds = {name: [] for name in ("Trainer", *ways)}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.frozen.use(self.frozen.pretrained)
+        cast(self.loop.model, self.dtype)
         self.since = now()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -209,7 +198,7 @@ class Turns(TrainerCallback):
             return
         self.seconds["Trainer"].append(now() - self.since)
         for name, way in self.ways.items():
-            self.frozen.use(way.frozen)
+            cast(self.loop.model, way.dtype)
             since = now()
             for batch in islice(way.batches, self.steps):
                 self.loop.step(way.net, *self.loop.place(batch))
@@ -225,10 +214,12 @@ def training(machine: Machine, size: str = "gpt2") -> dict:
     clap = sized_clap(machine, **SMALL if size == "small" else {})
     steps, rounds = (12, 4) if machine.cuda else (4, 3)  # the first round does not count
     samples = list(mixture(steps * n))
-    loop, frozen, obvious = Loop(model, machine), FrozenWeights(model, size), Obvious(model, clap)
+    loop, obvious = Loop(model, machine), Obvious(model, clap)
+    # from_pretrained's: LLaMA's weights come in 16 bits
+    dtype = getattr(torch, machine.dtype) if size == "llama" else torch.float32
     with tempfile.TemporaryDirectory() as root:
-        ways = ways_up(model, frozen, samples, n, f"{root}/shards", machine)
-        turns = Turns(loop, frozen, ways, steps)
+        ways = ways_up(model, dtype, samples, n, f"{root}/shards", machine)
+        turns = Turns(loop, dtype, ways, steps)
         arguments = TrainingArguments(
             root,
             per_device_train_batch_size=n,
