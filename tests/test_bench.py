@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -7,12 +8,22 @@ import torch
 from conftest import gpt2
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from experiments import bench
+from experiments.bench.__main__ import PARTS, main
+from experiments.bench.clock import clock, duration, rate, timing
+from experiments.bench.counting import Living, memory_of, working_share
+from experiments.bench.samples import KINDS, batches_of, make_tokenizer, mixture
+from experiments.bench.training import loss_everywhere
 from mats import MATS, MATSConfig
 
 
+@pytest.fixture
+def model(tokenizer):
+    shape = MATSConfig(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2)
+    return MATS(shape, gpt2(len(tokenizer)), tokenizer)
+
+
 def test_living_counts_storages_once_and_forgets_them():
-    with FakeTensorMode(), bench.Living() as living:
+    with FakeTensorMode(), Living() as living:
         x = torch.empty(1000, 250)  # 1 MB
         y = x.view(250, 1000).T  # the same storage
         assert living.now == living.most == 1_000_000
@@ -25,7 +36,7 @@ def test_living_counts_storages_once_and_forgets_them():
 
 def test_memory_of_a_linear_layer_and_its_optimizer_by_hand():
     """Weight, gradient, AdamW's two moments: 4 x 4 bytes a weight; the input and the output."""
-    with FakeTensorMode(), bench.Living() as living:
+    with FakeTensorMode(), Living() as living:
         layer = torch.nn.Linear(512, 512, bias=False)
         optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
         layer(torch.empty(8, 512)).sum().backward()
@@ -33,72 +44,73 @@ def test_memory_of_a_linear_layer_and_its_optimizer_by_hand():
     assert living.now == pytest.approx(4 * 4 * 512 * 512, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_larger_batch_takes_more_and_weights_are_not_counted_twice():
-    few, many = (bench.memory_of("gpt2", n, 64, 40) for n in (8, 16))
-    weights = (
-        2 * 124e6 + 4 * 4 * 111e6
-    )  # GPT-2 in bfloat16; mapper and LoRA with gradients and moments
-    assert weights / 1e9 < few < weights / 1e9 + 1.2 and 0.4 < many - few < 0.8
+    few, many = (memory_of("gpt2", n, 64, 40) for n in (8, 16))
+    # GPT-2 in bfloat16; mapper and LoRA with gradients and moments
+    weights = (2 * 124e6 + 4 * 4 * 111e6) / 1e9
+    assert weights < few < weights + 1.2 and 0.4 < many - few < 0.8
 
 
+def test_ranks_wait_for_the_longest_of_each_update():
+    assert working_share(np.array([[3, 3], [5, 5]])) == 1
+    assert working_share(np.array([[4, 2], [1, 5]])) == 3 / 4.5
+
+
+@pytest.mark.slow
 def test_the_samples_have_the_lengths_that_they_claim():
-    tokenizer, made = bench.make_tokenizer(), list(bench.mixture(3000))
-    assert made == list(bench.mixture(3000))  # seeded
-    for kind, (share, asked, mean, _) in bench.KINDS.items():
-        rows = [s for s in made if s["task"] == kind]
-        assert len(rows) / len(made) == pytest.approx(share, abs=0.03)
-        for key, want in (("instruction", asked), ("answer", mean)):
-            assert np.mean(
-                [len(tokenizer(" " + s[key])["input_ids"]) for s in rows]
-            ) == pytest.approx(want, rel=0.15, abs=1), (kind, key)
+    tokenizer, samples = make_tokenizer(), list(mixture(3000))
+    assert samples == list(mixture(3000))  # seeded
+    for name, kind in KINDS.items():
+        rows = [sample for sample in samples if sample["task"] == name]
+        assert len(rows) / len(samples) == pytest.approx(kind.share, abs=0.03)
+        for key, expected in (("instruction", kind.instruction), ("answer", kind.answer)):
+            lengths = [len(tokenizer(" " + row[key])["input_ids"]) for row in rows]
+            assert np.mean(lengths) == pytest.approx(expected, rel=0.15, abs=1), (name, key)
 
 
-def test_the_batches_that_are_compared_hold_the_same_answers(tokenizer):
-    model = MATS(
-        MATSConfig(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2),
-        gpt2(len(tokenizer)),
-        tokenizer,
-    )
-    samples = list(bench.mixture(64))
-    similar, others = (
-        bench.batches_of(model, samples, 16),
-        bench.batches_of(model, samples, 16, False, 1),
-    )
-    said = lambda batches: torch.cat([b["ids"].flatten()[b["answer"]] for b in batches]).bincount(
-        minlength=400
-    )
-    assert torch.equal(said(similar), said(others))
-    assert sum(b["ids"].numel() for b in similar) < sum(b["ids"].numel() for b in others)
+def test_the_batches_that_are_compared_hold_the_same_answers(model):
+    def answers(batches):
+        tokens = [batch["ids"].flatten()[batch["answer"]] for batch in batches]
+        return torch.cat(tokens).bincount(minlength=400)
+
+    def positions(batches):
+        return sum(batch["ids"].numel() for batch in batches)
+
+    samples = list(mixture(64))
+    similar, others = batches_of(model, samples, 16), batches_of(model, samples, 16, False, 1)
+    assert torch.equal(answers(similar), answers(others))
+    assert positions(similar) < positions(others)
 
 
-def test_times_come_with_their_spread():
-    times = iter([9.0, 1.0, 2.0, 4.0])
-    now = [0.0]
+def test_the_losses_that_are_compared_are_the_same(model):
+    samples = [sample for sample in mixture(64) if sample["task"] == "cls"][:8]
+    (batch,) = batches_of(model.eval(), samples, 8)
+    tensors = batch["z"], batch["ids"], batch["answer"]
+    torch.testing.assert_close(loss_everywhere(model, *tensors), model(*tensors))
+
+
+def test_times_come_with_their_spread(monkeypatch):
+    times, clock_time = iter([9.0, 1.0, 2.0, 4.0]), [0.0]
 
     def wait():
-        now[0] += next(times)
+        clock_time[0] += next(times)
 
-    original, bench.time.perf_counter = bench.time.perf_counter, lambda: now[0]
-    try:
-        (t,) = bench.clock(wait)
-    finally:
-        bench.time.perf_counter = original
-    assert t == 2.0 and t.spread == (4 - 1) / 2 / 2  # the first does not count
+    monkeypatch.setattr(time, "perf_counter", lambda: clock_time[0])
+    (seconds,) = clock(wait)
+    assert seconds == 2.0 and seconds.spread == (4 - 1) / 2 / 2  # the first does not count
 
 
 def test_command_line(monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["bench.py", "kmeans_huge", "generation", "--json", "--device=cpu"]
-    )
-    monkeypatch.setitem(
-        bench.PARTS,
-        "generation",
-        lambda machine: bench.rate(
-            16, "answers/s", bench.timing([1.0, 2.0, 3.0]), bench.timing([8.0])
-        ),
-    )
-    bench.main()
-    said = json.loads(capsys.readouterr().out)
+    def generation(machine):
+        return rate(16, "answers/s", timing([1.0, 2.0, 3.0]), timing([8.0]))
+
+    monkeypatch.setitem(PARTS, "generation", generation)
+    parts = ["kmeans_huge", "generation"]
+    monkeypatch.setattr(sys, "argv", ["bench", *parts, "--json", "--device=cpu"])
+    main()
+    out, progress = capsys.readouterr()
+    said = json.loads(out)
     assert said["generation"] == {
         "unit": "answers/s",
         "ours": 8.0,
@@ -108,6 +120,24 @@ def test_command_line(monkeypatch, capsys):
         "times": 4.0,
     }
     assert "GPU" in said["kmeans_huge"]["skipped"] and said["device"] == "cpu"
-    monkeypatch.setattr(sys, "argv", ["bench.py", "kmean"])
+    assert "generation (2 of 2)" in progress
+    monkeypatch.setattr(sys, "argv", ["bench", "kmean"])
     with pytest.raises(SystemExit, match="unknown part kmean"):
-        bench.main()
+        main()
+
+
+def test_printed_lines(monkeypatch, capsys):
+    def kmeans(machine):
+        "K-means."
+        return duration(timing([1.0, 2.0, 3.0]), timing([8.0])) | {"from random rows, s": 3}
+
+    monkeypatch.setitem(PARTS, "kmeans", kmeans)
+    monkeypatch.setattr(sys, "argv", ["bench", "kmeans", "step_llama", "--device=cpu"])
+    main()
+    assert capsys.readouterr().out.splitlines() == [
+        "kmeans: K-means.",
+        "    ours 2 s ± 50%, obvious 8 s ± 0%: 4.00x",
+        "    from random rows, s: 3",
+        "step_llama: The same of MATS-LLaMA-7B.",
+        "    skipped: 7 billion weights want a GPU",
+    ]

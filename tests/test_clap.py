@@ -7,7 +7,6 @@ import types
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import soundfile as sf
 import soxr
@@ -26,6 +25,7 @@ from transformers import (
 import clap as clap_module
 from audio import AudioError, load_audio
 from clap import CLAP, CLAPConfig, encode_file, load_clap
+from experiments.bench import oracle
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXTS = [

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 from data import collate
-from experiments.bench import Machine, fake, sized
+from experiments.bench.clock import Machine
+from experiments.bench.samples import fake, sized
 from mats import MATS, Mapper, MATSConfig
 from santa import Santa, add_noise
 
