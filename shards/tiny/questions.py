@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.tiny.scenes import SOUNDERS, Scene, Voice, labels
-from shards.tiny.sounds import Sounder
+from shards.tiny.scenes import SOUNDERS, Scene, labels
 from shards.tiny.words import COUNTS, a, base_form, caption, describe_in, ing, pick, the
 
 # -- tables: fact -> value -> words
@@ -111,7 +110,7 @@ def yes_no(scene: Scene, said: set, yes: bool, rng: np.random.Generator) -> list
     voice = pick(rng, scene.voices)
     questions = _presence(scene, voice, yes, rng)
     if scene.layout == "sequence":
-        before, after = (the(SOUNDERS[v.name].subjects[0]) for v in scene.voices)
+        before, after = (the(v.sounder.subjects[0]) for v in scene.voices)
         if not yes:
             before, after = after, before
         order = [f"Does {before} come before {after}?", f"Does {after} come after {before}?"]
@@ -135,14 +134,14 @@ def _yes_to(fact, value, yes):
 
 def _presence(scene, voice, yes, rng):
     """Three questions whether a sound, or one of a group, is there."""
-    asked = SOUNDERS[voice.name] if yes else _absent(scene, rng)
+    asked = voice.sounder if yes else _absent(scene, rng)
     forms = [
         f"Is there a sound of {_doing(asked)}?",
         f"Can you hear {_doing(asked)}?",
         f"Does the clip contain this: {asked.name}?",
     ]
     questions = [pick(rng, forms), pick(rng, forms)]
-    groups = {SOUNDERS[v.name].group for v in scene.voices}
+    groups = {v.sounder.group for v in scene.voices}
     if not yes:
         groups = {s.group for s in _kin(scene)} - groups
     return [*questions, f"Is there {a(pick(rng, sorted(groups)))} {NOUN[scene.kind]}?"]
@@ -151,28 +150,29 @@ def _presence(scene, voice, yes, rng):
 def _absent(scene, rng):
     """A sounder that the scene does not hold, often of the same group as one that it does."""
     here = [voice.name for voice in scene.voices]
-    group = SOUNDERS[pick(rng, scene.voices).name].group
+    group = pick(rng, scene.voices).sounder.group
     away = [s for s in _kin(scene) if s.name not in here]
     similar = [s for s in away if s.group == group]
     return pick(rng, similar if rng.random() < 0.5 and similar else away)
 
 
-def _about_the_voice(voice: Voice, said, yes, rng):
-    sounder, questions = SOUNDERS[voice.name], []
+def _about_the_voice(voice, said, yes, rng):
+    sounder, questions = voice.sounder, []
     who = the(sounder.subjects[0])
     if ("count", voice.name) in said:
         others = [count for count in COUNTS if count != voice.count]
         count = voice.count if yes else pick(rng, others)
         questions += [f"Does {who} {base_form(sounder.verbs[0])} {COUNTS[count][0]}?"] * 2
     if ("distance", voice.name) in said:
-        where = next(w for d, w in DISTANCE.items() if (d == voice.distance) == yes)
+        where = DISTANCE["far" if (voice.distance == "far") == yes else "near"]
         questions += [f"Is {who} {where}?"] * 2
     return questions
 
 
 def open_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[Question]:
+    """Questions with a free answer."""
     voice = pick(rng, scene.voices)
-    sounder = SOUNDERS[voice.name]
+    sounder = voice.sounder
     number = ("one", "two", "three")[len(scene.voices) - 1]
     questions = [Question("How many different sounds are there?", number)]
     if scene.layout == "solo":
@@ -193,14 +193,15 @@ def open_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[Qu
 
 def _about_the_order(scene, rng):
     """Open questions on a scene of several voices."""
-    voices, questions = [SOUNDERS[v.name] for v in scene.voices], []
+    voices, questions = [v.sounder for v in scene.voices], []
     if scene.layout == "sequence":
         first, last = voices
+        one, other = first.subjects[0], last.subjects[0]
         questions = [
             Question("What sound comes first?", _doing(first)),
             Question("What sound comes last?", _doing(last)),
-            Question(f"What happens after {the(first.subjects[0])}?", _does(last)),
-            Question(f"What happens before {the(last.subjects[0])}?", _does(first)),
+            Question(f"What happens after {the(one)}?", f"{other} {last.verbs[0]}"),
+            Question(f"What happens before {the(other)}?", f"{one} {first.verbs[0]}"),
         ]
     elif len(voices) == 2:
         one, other = (voices[i] for i in rng.permutation(2))
@@ -210,6 +211,7 @@ def _about_the_order(scene, rng):
 
 
 def choice_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[Question]:
+    """Questions with one right answer and at least three wrong ones."""
     here = [voice.name for voice in scene.voices]
     away = [name for name in labels(scene.kind) if name not in here]
     voice, noun = pick(rng, scene.voices), NOUN[scene.kind]
@@ -238,7 +240,7 @@ def choice_questions(scene: Scene, said: set, rng: np.random.Generator) -> list[
 
 def _about_the_place_and_family(scene):
     (voice,) = scene.voices
-    sounder, kin = SOUNDERS[voice.name], _kin(scene)
+    sounder, kin = voice.sounder, _kin(scene)
     places = sorted({s.where for s in kin} - {sounder.where})
     groups = sorted({s.group for s in kin} - {sounder.group})
     return [
@@ -248,7 +250,7 @@ def _about_the_place_and_family(scene):
 
 
 def _how_many_times(voice):
-    sounder = SOUNDERS[voice.name]
+    sounder = voice.sounder
     question = f"How many times does {the(sounder.subjects[0])} {base_form(sounder.verbs[0])}?"
     wrong = [words[0] for count, words in COUNTS.items() if count != voice.count]
     return Question(question, COUNTS[voice.count][0], wrong)
@@ -258,9 +260,5 @@ def _kin(scene):
     return [s for s in SOUNDERS.values() if s.kind == scene.kind]
 
 
-def _doing(sounder: Sounder):
+def _doing(sounder):
     return f"{sounder.subjects[0]} {ing(sounder.verbs[0])}"
-
-
-def _does(sounder: Sounder):
-    return f"{sounder.subjects[0]} {sounder.verbs[0]}"

@@ -23,6 +23,10 @@ class Voice:
     count: int = 0  # number of events; 0: continuous
     distance: str | None = None  # near | far | None: neither
 
+    @property
+    def sounder(self) -> Sounder:
+        return SOUNDERS[self.name]
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -64,7 +68,7 @@ def random_scene(rng: np.random.Generator, kind: str | None = None, n: int | Non
         return Scene(kind, voices, layout, noise)
     tempo, register, contour = random_style(rng)
     voices = tuple(Voice(name) for name in names)
-    if not any(SOUNDERS[name].base for name in names):
+    if not any(voice.sounder.base for voice in voices):
         register = contour = None
     return Scene(kind, voices, layout, noise, tempo, register, contour)
 
@@ -108,7 +112,7 @@ def render(scene: Scene, rng: np.random.Generator, seconds: float = 2.0, sr: int
 
 def _perform(scene, voice, tape):
     """A melody, a continuous sound, or `count` repeats of one event: the same dog, bell or door."""
-    sounder = SOUNDERS[voice.name]
+    sounder = voice.sounder
     if sounder.kind == "music":
         return melody(sounder, tape, scene.tempo, scene.register, scene.contour)
     if not sounder.gap:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.tiny.scenes import SOUNDERS, Scene, Voice, alone, random_scene, render
+from shards.tiny.scenes import SOUNDERS, Scene, alone, random_scene, render
 from shards.tiny.signals import Tape
 
 PARTS = {"test": 0.10, "val": 0.05, "clap": 0.35, "train": 0.50}
@@ -127,9 +127,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, set]:
     return text, said
 
 
-def _sound_clause(scene: Scene, voice: Voice, rng, said):
+def _sound_clause(scene, voice, rng, said):
     """("a dog barks twice", "a dog barking twice"); adds the facts that these tell to `said`."""
-    sounder, rest = SOUNDERS[voice.name], []
+    sounder, rest = voice.sounder, []
     who, does = pick(rng, sounder.subjects), pick(rng, sounder.verbs)
     if not voice.count:
         if rng.random() < 0.35:
@@ -146,9 +146,9 @@ def _sound_clause(scene: Scene, voice: Voice, rng, said):
     return " ".join([who, does, *rest]), " ".join([who, ing(does), *rest])
 
 
-def _music_clause(scene: Scene, voice: Voice, rng, said):
+def _music_clause(scene, voice, rng, said):
     """("a harp plays a slow tune", "a slow tune on a harp"); adds to `said` as above."""
-    sounder, words = SOUNDERS[voice.name], []
+    sounder, words = voice.sounder, []
     who, does = pick(rng, sounder.subjects), pick(rng, sounder.verbs)
     facts, things = ["tempo"], ["beat", "rhythm", "pattern"]
     if sounder.base:
