@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data import Plan
+from distributed.log import PEAK
 from experiments.bench.clock import Machine
 from experiments.bench.samples import KINDS, batches_of, fake, mixture, sized
 from mats import MATS
 from santa import add_noise
-from train import PEAK
 
 
 def weightless(size: str) -> MATS:
