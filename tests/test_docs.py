@@ -63,6 +63,8 @@ def parser_of(module: str) -> argparse.ArgumentParser | None:
     """The parser of `python -m module`, caught before it reads; None where main() has none."""
     spec = importlib.util.find_spec(module)
     assert spec, f"there is no module {module}"
+    if spec.submodule_search_locations:  # a package is run by its __main__.py
+        return parser_of(f"{module}.__main__")
     assert '__name__ == "__main__"' in Path(spec.origin).read_text(), f"{module} cannot be run"
     main = getattr(importlib.import_module(module), "main", None)
     with patch.object(argparse.ArgumentParser, "parse_args", ask), patch("sys.argv", [module]):
