@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data import Plan
+from data import Plan, round_up
 from distributed.log import PEAK
 from experiments.bench.clock import Machine
 from experiments.bench.samples import KINDS, batches_of, fake, mixture, sized
@@ -155,10 +155,10 @@ def padded_lengths(plan: Plan) -> Iterator[int]:
     """Positions of text of each micro-batch, padded to a multiple of 8; endlessly."""
     longest = {}  # visit number -> (its micro-batches,)
     for _, visit, k in plan.batches():
-        if visit[0] not in longest:
-            lengths = plan.sources[visit[1]].lengths
-            longest[visit[0]] = lengths[plan.cut(visit, lengths)].max(1)
-        yield -(-longest[visit[0]][k] // 8) * 8
+        if visit.number not in longest:
+            lengths = plan.sources[visit.source].lengths
+            longest[visit.number] = lengths[plan.cut(visit, lengths)].max(1)
+        yield round_up(longest[visit.number][k], 8)
 
 
 def working_share(flops: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from clap import CLAP, CLAPConfig
-from data import Plan, collate
+from data import Plan, Visit, collate
 from experiments.bench.clock import Machine
 from mats import MATS, MATSConfig
 from shards.tiny import world
@@ -90,7 +90,8 @@ def batches_of(
     tokens = model.template.encode(samples)
     rows = np.arange(len(samples)).reshape(-1, n)
     if similar:
-        rows = Plan([None], [1], n).cut((0, 0, 0, len(rows)), [len(ids) for ids, _ in tokens])
+        visit = Visit(number=0, source=0, shard=0, batches=len(rows))
+        rows = Plan([None], [1], n).cut(visit, [len(ids) for ids, _ in tokens])
     pad = model.tokenizer.eos_token_id
     batches = [
         collate([samples[i] for i in row], [tokens[i] for i in row], pad, multiple) for row in rows
