@@ -15,11 +15,7 @@ def test_noise_lies_in_its_band_and_has_unit_rms():
     for n in (N, 4001):
         x = tape(n).noise(900, 1100)
         assert rms(x) == pytest.approx(1, rel=1e-4)
-<<<<<<< HEAD
-        assert 900 < centroid(x) < 1100
-=======
         assert 800 < centroid(x) < 1250
->>>>>>> world
     assert centroid(tape().noise(tilt=-1)) < centroid(tape().noise())
 
 
