@@ -50,7 +50,7 @@ def load_audio(
     nothing decodes, or samples are NaN or infinite.
     """
     if crop not in CROPS:
-        raise ValueError(f"crop must be 'center', 'random' or 'windows', not {crop!r}")
+        raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
     wanted = Crop(sample_rate, round(sample_rate * seconds), crop, generator, max_windows)
     try:
         with open_binary(file) as stream:

@@ -1,15 +1,15 @@
-"""
-CLAP: text and audio as unit vectors in one space (paper, section 3.1). Frozen everywhere but in the tiny world.
+"""CLAP: text and audio as unit vectors in one space (section 3.1). Frozen but in the tiny world.
 
-    clap = load_clap("microsoft/msclap")             # the paper's encoder; or "laion/clap-htsat-unfused", or a folder
-    t = clap.encode_text(["a dog barks"])            # (1, 1024)
-    a = encode_file(clap, "dog.wav")                 # (1024,)
+    clap = load_clap("microsoft/msclap")     # the paper's; or "laion/clap-htsat-unfused", a folder
+    t = clap.encode_text(["a dog barks"])    # (1, 1024)
+    a = encode_file(clap, "dog.wav")         # (1024,)
 
 One class covers two kinds of checkpoint, both built from transformers' own towers:
-- "msclap": GPT-2, read at its last token, and HTSAT; the paper uses Microsoft's 2023 checkpoint (facts, section 3)
+- "msclap": GPT-2, read at its last token, and HTSAT; the paper uses Microsoft's 2023 checkpoint
 - "laion": RoBERTa and HTSAT, any CLAP that transformers can load
 
-Anything else with encode_text, encode_audio, dim, sample_rate and seconds serves as well: load_clap("module:factory").
+Anything else with encode_text, encode_audio, dim, sample_rate and seconds serves as well:
+load_clap("module:factory").
 """
 
 import importlib
@@ -23,8 +23,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from einops import rearrange
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     ClapAudioConfig,
@@ -41,20 +43,17 @@ from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from audio import load_audio
 
-# --- the model --------------------------------------------------------------------------------------------------------
+# --- the model ---
 
 
 @dataclass
 class CLAPConfig:
-    """The defaults are msclap's 2023 checkpoint. What text and audio leave out, transformers' defaults fill in."""
+    """The defaults are msclap's 2023 checkpoint; text and audio add to transformers' defaults."""
 
     kind: str = "msclap"  # or "laion"
-    text: dict = field(
-        default_factory=dict
-    )  # of GPT2Config | ClapTextConfig; the vocabulary is the tokenizer's
-    audio: dict = field(
-        default_factory=dict
-    )  # of ClapAudioConfig: HTSAT, 64 mel bins, spec_size 256
+    # of GPT2Config or ClapTextConfig; the size of the vocabulary is the tokenizer's
+    text: dict = field(default_factory=dict)
+    audio: dict = field(default_factory=dict)  # of ClapAudioConfig: 64 mel bins, spec_size 256
     dim: int = 1024  # of the shared space
     sample_rate: int = 44100  # Hz
     seconds: float = 7.0  # of audio that the tower sees at once
@@ -69,7 +68,7 @@ class CLAPConfig:
 
 
 class Projection(nn.Module):
-    """msclap's projection into the shared space: e = W1 x; LayerNorm(e + dropout(W2 gelu(e))). (B, d_in) -> (B, dim)"""
+    """msclap's, (B, d_in) -> (B, dim): LayerNorm(e + dropout(W2 gelu(e))) with e = W1 x."""
 
     def __init__(self, d_in, dim, dropout):
         super().__init__()
@@ -84,7 +83,7 @@ class Projection(nn.Module):
 
 
 def encoding(method):
-    """No gradients and eval mode while the method runs: batch norm and dropout must not see what is only encoded."""
+    """The method in eval mode and without gradients, so that batch norm learns nothing from it."""
 
     @wraps(method)
     def run(self, *args, **kwargs):
@@ -100,14 +99,15 @@ def encoding(method):
 
 
 class CLAP(nn.Module):
-    """Two towers and two projections. `CLAP.from_pretrained` gives a frozen one; `CLAP(config, tokenizer)` a fresh,
-    trainable one, at any size:
+    """Two towers and two projections. `CLAP.from_pretrained` gives a frozen one; `CLAP(config,
+    tokenizer)` a fresh, trainable one, at any size:
 
-        config = CLAPConfig(text=dict(n_embd=128, n_layer=2, n_head=4), dim=128, sample_rate=16000, seconds=2, hop=512,
-                            fmax=8000, audio=dict(spec_size=64, patch_embeds_hidden_size=24, depths=[2, 2],
-                                                  num_attention_heads=[2, 4], window_size=8))
+        audio = dict(spec_size=64, patch_embeds_hidden_size=24, depths=[2, 2],
+                     num_attention_heads=[2, 4], window_size=8)
+        config = CLAPConfig(text=dict(n_embd=128, n_layer=2, n_head=4), audio=audio, dim=128,
+                            sample_rate=16000, seconds=2, hop=512, fmax=8000)
         clap = CLAP(config, tokenizer).train()
-        mels = clap.mel(waves)                                            # once: it has no parameters
+        mels = clap.mel(waves)                                            # once: no parameters
         a = F.normalize(clap.audio_features(mels), dim=-1)                # (B, dim)
         t = F.normalize(clap.text_features(*clap.tokenize(texts)), dim=-1)
         logits, same = a @ t.T / 0.07, torch.arange(len(a))
@@ -115,13 +115,14 @@ class CLAP(nn.Module):
         ...
         clap.freeze().save_pretrained("tiny_clap")
 
-    Audio batch norm learns running statistics (momentum 0.1): train a few dozen steps before believing encode_audio.
+    Audio batch norm learns running statistics (momentum 0.1): encode_audio is reliable only after a
+    few dozen training steps.
 
     Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), device.
-    Raises ValueError where the sizes do not fit together, TypeError on a tokenizer without an end token.
+    Raises ValueError if the sizes do not fit, TypeError if the tokenizer has no end token.
     """
 
-    def __init__(self, config, tokenizer):
+    def __init__(self, config: CLAPConfig, tokenizer):
         super().__init__()
         config = replace(config, text={"vocab_size": len(tokenizer), **config.text})
         self.config, self.tokenizer, self.frozen = config, tokenizer, False
@@ -132,49 +133,40 @@ class CLAP(nn.Module):
         check_audio(config, audio)
         self.audio_model = ClapAudioModel(audio)
         if config.kind == "msclap":
-            if tokenizer.eos_token is None:
-                raise TypeError("a text is read at its end token: the tokenizer needs an eos_token")
-            self.suffix, self.pad_id = (
-                " " + tokenizer.eos_token,
-                0,
-            )  # as msclap writes it, space and all
-            self.end = tokenizer(self.suffix).input_ids
-            text = GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **config.text})
-            self.text_model = GPT2Model(text)
-            self.text_projection = Projection(text.n_embd, config.dim, config.dropout)
-            self.audio_projection = Projection(audio.hidden_size, config.dim, config.dropout)
+            self._build_msclap(audio)
         elif config.kind == "laion":
-            self.suffix, self.pad_id = "", config.text.get("pad_token_id", 1)
-            self.end = tokenizer("").input_ids[-1:]
-            text = ClapTextConfig(**{**config.text, "projection_dim": config.dim})
-            self.text_model = ClapTextModel(text)
-            self.text_projection, self.audio_projection = (
-                ClapProjectionLayer(text),
-                ClapProjectionLayer(audio),
-            )
+            self._build_laion(audio)
         else:
             raise ValueError(f"kind must be 'msclap' or 'laion', not {config.kind!r}")
-        norm = "slaney" if config.mel_scale == "slaney" else None
-        mel = mel_filter_bank(
-            config.n_fft // 2 + 1,
-            audio.num_mel_bins,
-            config.fmin,
-            config.fmax,
-            config.sample_rate,
-            norm=norm,
-            mel_scale=config.mel_scale,
-        )
-        self.register_buffer(
-            "mel_matrix", torch.tensor(mel, dtype=torch.float32)
-        )  # (n_fft/2 + 1, n_mels)
+        self.register_buffer("mel_matrix", mel_matrix(config, audio.num_mel_bins))
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+
+    def _build_msclap(self, audio):
+        config, end = self.config, self.tokenizer.eos_token
+        if end is None:
+            raise TypeError("a text is read at its end token: the tokenizer needs an eos_token")
+        self.suffix, self.pad_id = " " + end, 0  # as msclap writes it, space and all
+        self.end = self.tokenizer(self.suffix).input_ids
+        text = GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **config.text})
+        self.text_model = GPT2Model(text)
+        self.text_projection = Projection(text.n_embd, config.dim, config.dropout)
+        self.audio_projection = Projection(audio.hidden_size, config.dim, config.dropout)
+
+    def _build_laion(self, audio):
+        config = self.config
+        self.suffix, self.pad_id = "", config.text.get("pad_token_id", 1)
+        self.end = self.tokenizer("").input_ids[-1:]
+        text = ClapTextConfig(**{**config.text, "projection_dim": config.dim})
+        self.text_model = ClapTextModel(text)
+        self.text_projection = ClapProjectionLayer(text)
+        self.audio_projection = ClapProjectionLayer(audio)
 
     @property
     def device(self):
         return self.mel_matrix.device
 
-    def freeze(self):
-        """No gradients, and eval mode for good: .train() no longer wakes dropout or batch norm. Returns self."""
+    def freeze(self) -> "CLAP":
+        """Itself, without gradients, in eval mode for good: .train() no longer changes anything."""
         self.frozen = True
         return self.requires_grad_(False).eval()
 
@@ -183,101 +175,96 @@ class CLAP(nn.Module):
 
     # text
 
-    def token_ids(self, texts):
-        """list of N texts -> list of N lists of ids, each at most max_tokens long and closed by the end token."""
+    def token_ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of N texts, each at most max_tokens long and closed by the end token."""
         if isinstance(texts, str):
             raise TypeError("a list of texts is needed, not one string")
         if not texts:
             return []
-        keep = self.config.max_tokens - len(self.end)
-        ids = self.tokenizer([t + self.suffix for t in texts], verbose=False).input_ids
-        return [i if len(i) <= self.config.max_tokens else i[:keep] + self.end for i in ids]
+        most = self.config.max_tokens
+        keep = most - len(self.end)
+        ids = self.tokenizer([text + self.suffix for text in texts], verbose=False).input_ids
+        return [row if len(row) <= most else row[:keep] + self.end for row in ids]
 
-    def collate(self, ids):
-        """list of B lists of ids -> ids (B, L), mask (B, L), on the device; L is the longest of the batch."""
-        length = torch.tensor([len(i) for i in ids])
-        out = torch.full((len(ids), int(length.max())), self.pad_id)
-        mask = torch.arange(out.shape[1]) < length[:, None]
-        out[mask] = torch.tensor([t for i in ids for t in i])
-        return out.to(self.device), mask.long().to(self.device)
+    def collate(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Ids (B, L), mask (B, L), on the device; L is the longest of the B lists."""
+        length = torch.tensor([len(row) for row in ids])
+        padded = torch.full((len(ids), int(length.max())), self.pad_id)
+        mask = torch.arange(padded.shape[1]) < length[:, None]
+        padded[mask] = torch.tensor([token for row in ids for token in row])
+        return padded.to(self.device), mask.long().to(self.device)
 
-    def tokenize(self, texts):
-        """list of B texts -> ids (B, L), mask (B, L): the arguments of text_features."""
+    def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, L), mask (B, L) of B texts: the arguments of text_features."""
         return self.collate(self.token_ids(texts))
 
-    def text_features(self, ids, mask):
-        """ids (B, L), mask (B, L), 1 at real tokens -> (B, dim), with gradients, not normalised."""
+    def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, dim), with gradients, not normalised. ids (B, L), mask (B, L) is 1 at real tokens."""
         if self.config.kind == "laion":
-            return self.text_projection(
-                self.text_model(input_ids=ids, attention_mask=mask).pooler_output
-            )
-        # causal attention: padding on the right cannot reach the last real token, so the tower needs no mask
+            pooled = self.text_model(input_ids=ids, attention_mask=mask).pooler_output
+            return self.text_projection(pooled)
+        # causal attention: padding on the right cannot reach the last real token, so no mask
         hidden = self.text_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, L, n_embd)
-        last = (ids != 0).sum(1) - 1 if self.config.official else mask.sum(1) - 1
+        real = ids != 0 if self.config.official else mask
+        last = real.sum(1) - 1
         return self.text_projection(hidden[torch.arange(len(ids), device=ids.device), last])
 
     @encoding
-    def encode_text(self, texts, batch_size=None):
-        """list of N texts -> (N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
-        batch_size = batch_size or (
-            16 if self.device.type == "cpu" else 256
-        )  # 256 is 2.5 times slower on a CPU
+    def encode_text(self, texts: list[str], batch_size: int | None = None) -> Tensor:
+        """(N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
+        # 256 is 2.5 times slower on a CPU
+        batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         ids = self.token_ids(texts)
         order = sorted(
             range(len(ids)), key=lambda i: len(ids[i])
-        )  # batches of like length: little is padded
+        )  # similar lengths, little padding
         out = torch.empty(len(ids), self.dim, device=self.device)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            out[rows] = F.normalize(
-                self.text_features(*self.collate([ids[i] for i in rows])).float(), dim=-1
-            )
+            features = self.text_features(*self.collate([ids[i] for i in rows]))
+            out[rows] = F.normalize(features.float(), dim=-1)
         return out
 
     # audio
 
     @torch.no_grad()
-    def mel(self, wave):
-        """(B, samples) in [-1, 1] -> log-mel spectrogram (B, frames, n_mels) in dB, frames = samples // hop + 1."""
+    def mel(self, wave: Tensor) -> Tensor:
+        """(B, T, F) log-mel spectrogram in dB, T = samples // hop + 1, of waves (B, samples)."""
         c = self.config
-        spec = torch.stft(
-            wave, c.n_fft, c.hop, window=self.window, return_complex=True
-        )  # (B, n_fft/2 + 1, frames)
-        power = torch.view_as_real(spec).square().sum(-1)
-        return 10 * (power.transpose(1, 2) @ self.mel_matrix).clamp(min=1e-10).log10()
+        spectrum = torch.stft(wave, c.n_fft, c.hop, window=self.window, return_complex=True)
+        power = torch.view_as_real(spectrum).square().sum(-1)  # (B, n_fft / 2 + 1, T)
+        power = rearrange(power, "b f t -> b t f") @ self.mel_matrix
+        return 10 * power.clamp(min=1e-10).log10()
 
-    def audio_features(self, mel):
-        """(B, frames, n_mels), what mel() returns -> (B, dim), with gradients, not normalised."""
+    def audio_features(self, mel: Tensor) -> Tensor:
+        """(B, dim), with gradients, not normalised, of the (B, T, F) that mel() returns."""
         # is_longer is for LAION's fused checkpoints alone: a clip that fits is not fused
         longer = torch.zeros(len(mel), 1, dtype=torch.bool, device=mel.device)
-        pooled = self.audio_model(input_features=mel[:, None], is_longer=longer).pooler_output
-        return self.audio_projection(pooled)
+        image = rearrange(mel, "b t f -> b 1 t f")
+        return self.audio_projection(self.audio_model(image, is_longer=longer).pooler_output)
 
     @encoding
-    def encode_audio(self, waves, batch_size=None):
-        """(N, samples) float32 in [-1, 1] at sample_rate -> (N, dim) float32 unit rows on the device.
+    def encode_audio(self, waves: Tensor, batch_size: int | None = None) -> Tensor:
+        """(N, dim) float32 unit rows on the device, of (N, samples) in [-1, 1] at sample_rate.
 
-        Raises ValueError on another length (load_audio gives the right one) and on rows that hold NaN or infinity.
+        Raises ValueError for another length (load_audio gives this one) and for NaN or infinity.
         """
         if waves.ndim != 2 or waves.shape[1] != self.samples:
             raise ValueError(
-                f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} Hz, "
-                f"not {tuple(waves.shape)}: load_audio tiles and crops"
+                f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} "
+                f"Hz, not {tuple(waves.shape)}: load_audio tiles and crops"
             )
         batch_size = batch_size or (4 if self.device.type == "cpu" else 64)
         out = torch.empty(len(waves), self.dim, device=self.device)
         for start in range(0, len(waves), batch_size):
-            wave = waves[start : start + batch_size].to(self.device, torch.float32)
-            out[start : start + batch_size] = F.normalize(
-                self.audio_features(self.mel(wave)).float(), dim=-1
-            )
-        # NaN and infinity, and samples whose power overflows, all arrive here as NaN
-        bad = (~out.isfinite().all(1)).nonzero().flatten().tolist()
+            rows = slice(start, start + batch_size)
+            wave = waves[rows].to(self.device, torch.float32)
+            out[rows] = F.normalize(self.audio_features(self.mel(wave)).float(), dim=-1)
+        # NaN, infinity and samples whose power overflows all become NaN
+        bad = (~out.isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:
-            raise ValueError(
-                f"audio row{'s' * (len(bad) > 1)} {', '.join(map(str, bad))}: NaN, infinite or absurdly "
-                "large samples"
-            )
+            rows = ", ".join(map(str, bad))
+            raise ValueError(f"audio row {rows}: NaN, infinite or much too large samples")
         return out
 
     # files
@@ -287,107 +274,114 @@ class CLAP(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file(
-            {k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors"
-        )
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(cls, name, tokenizer=None, official=None):
+    def from_pretrained(cls, name, tokenizer=None, official: bool | None = None) -> "CLAP":
         """A frozen CLAP in eval mode, on the CPU. name is one of
-        - "microsoft/msclap" (or "msclap-2023"), or the path of its checkpoint file; the tokenizer is GPT-2's
+        - "microsoft/msclap" (or "msclap-2023"), or its checkpoint file; the tokenizer is GPT-2's
         - a folder written by save_pretrained
-        - any CLAP of transformers, by name or folder: "laion/clap-htsat-unfused" (with a fused one, each clip is taken
-          as one that fits its window, which is what encode_audio is given)
+        - any CLAP of transformers, by name or folder: "laion/clap-htsat-unfused". A fused one takes
+          each clip as one that fits its window, as those of encode_audio do
 
-        tokenizer: an object, name or folder to use instead of the checkpoint's. official: overrides the config's.
-        Raises ValueError when name is none of these or tensors are missing.
+        tokenizer: an object, name or folder to use instead of the checkpoint's. official: overrides
+        the config's. Raises ValueError if name is none of these or tensors are missing.
         """
         if name in ("microsoft/msclap", "msclap-2023"):
             name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
         if Path(name).is_file():
-            config, state, default = (
-                CLAPConfig(text={"vocab_size": 50257}),
-                msclap_state(name),
-                "gpt2",
-            )
+            config, state = CLAPConfig(text={"vocab_size": 50257}), msclap_state(name)
+            default = "gpt2"
         else:
-            config, state, default = *read_folder(str(name)), name
-        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer or default)
+            config, state = read_folder(str(name))
+            default = name
         if official is not None:
             config.official = official
+        if tokenizer is None:
+            tokenizer = default
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         clap = cls(config, tokenizer)
-        if config.kind == "laion":
-            state.setdefault(
-                "mel_matrix", clap.mel_matrix
-            )  # transformers' checkpoints do not hold it
+        if config.kind == "laion":  # transformers' checkpoints have no mel matrix
+            state.setdefault("mel_matrix", clap.mel_matrix)
         missing = sorted(clap.state_dict().keys() - state.keys())
         if missing:
-            raise ValueError(
-                f"{name} lacks {len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ..."
-            )
+            some = f"{len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ..."
+            raise ValueError(f"{name}: missing {some}")
         clap.load_state_dict(state, strict=False)  # msclap's classifier heads are left out
         return clap.freeze()
 
 
+def mel_matrix(config, bins):
+    """Mel filters (n_fft / 2 + 1, bins); Slaney's scale goes with Slaney's norm."""
+    norm = "slaney" if config.mel_scale == "slaney" else None
+    sizes = config.n_fft // 2 + 1, bins, config.fmin, config.fmax, config.sample_rate
+    return torch.tensor(mel_filter_bank(*sizes, norm, config.mel_scale), dtype=torch.float32)
+
+
 def check_audio(config, audio):
-    """HTSAT folds the spectrogram, n_mels x frames, into a square of spec_size; says what to change when it cannot."""
-    fold, rest = divmod(audio.spec_size, audio.num_mel_bins)
-    frames = round(config.sample_rate * config.seconds) // config.hop + 1
-    stages = len(audio.depths)
-    stride = audio.patch_stride if isinstance(audio.patch_stride, int) else audio.patch_stride[0]
-    grid, odd = divmod(audio.spec_size, stride * 2 ** (stages - 1))
+    """Raises ValueError, with the size to change, unless HTSAT can take the spectrogram.
+
+    HTSAT folds it, frames x mel bins, into a square of spec_size.
+    """
+    size, bins = audio.spec_size, audio.num_mel_bins
+    fold, rest = divmod(size, bins)
     if rest:
-        raise ValueError(
-            f"spec_size {audio.spec_size} must be a multiple of num_mel_bins {audio.num_mel_bins}"
-        )
-    if frames > fold * audio.spec_size:
-        raise ValueError(
-            f"{config.seconds:g} s make {frames} frames and HTSAT takes {fold * audio.spec_size} at most: "
-            "raise hop or spec_size"
-        )
-    if len(audio.num_attention_heads) != stages:
-        raise ValueError(
-            f"{stages} depths but {len(audio.num_attention_heads)} num_attention_heads"
-        )
+        raise ValueError(f"spec_size {size} must be a multiple of num_mel_bins {bins}")
+    frames = round(config.sample_rate * config.seconds) // config.hop + 1
+    if frames > fold * size:
+        found = f"{config.seconds:g} s make {frames} frames"
+        raise ValueError(f"{found} and HTSAT takes {fold * size}: raise hop or spec_size")
+    stages, heads = len(audio.depths), len(audio.num_attention_heads)
+    if heads != stages:
+        raise ValueError(f"{stages} depths but {heads} num_attention_heads")
+    stride = audio.patch_stride if isinstance(audio.patch_stride, int) else audio.patch_stride[0]
+    grid, odd = divmod(size, stride * 2 ** (stages - 1))
     if odd or grid < audio.window_size or grid % fold:
         raise ValueError(
-            f"the last of {stages} stages sees a grid of {grid} patches: it must be whole, a multiple of "
-            f"{fold} and at least window_size {audio.window_size}"
+            f"the last of {stages} stages sees a grid of {grid} patches: it must be whole, a "
+            f"multiple of {fold} and at least window_size {audio.window_size}"
         )
 
 
-def read_folder(name):
-    """(config, state dict) of a folder or hub name: ours, or transformers' CLAP."""
+# --- checkpoints ---
+
+
+def find_file(name, file):
+    """The path of a file in a folder, or of one downloaded from a hub repository."""
+    return Path(name, file) if Path(name).is_dir() else Path(hf_hub_download(name, file))
+
+
+def read_folder(name: str) -> tuple[CLAPConfig, dict]:
+    """Config and state dict of a folder or hub name: ours, or transformers' CLAP."""
     try:
-        local = Path(name)
-        get = (
-            (lambda file: local / file)
-            if local.is_dir()
-            else (lambda file: hf_hub_download(name, file))
-        )
-        config = json.loads(Path(get("config.json")).read_text())
+        config = json.loads(find_file(name, "config.json").read_text())
         if "kind" in config:
-            return CLAPConfig(**config), load_file(get("model.safetensors"))
-        if config.get("model_type") != "clap":
-            raise ValueError(
-                f"its config.json says model_type {config.get('model_type')!r}, not 'clap'"
-            )
-        extractor = ClapFeatureExtractor.from_pretrained(name)
-        model = ClapModel.from_pretrained(name, dtype=torch.float32)
+            return CLAPConfig(**config), load_file(find_file(name, "model.safetensors"))
+        kind = config.get("model_type")
+        if kind != "clap":
+            raise ValueError(f"its config.json says model_type {kind!r}, not 'clap'")
+        return read_transformers(name)
     except (OSError, ValueError) as e:
         raise ValueError(
-            f"cannot read a CLAP from {name!r}, which should be a checkpoint file, a folder written by "
+            f"cannot read a CLAP from {name!r}: expected a checkpoint file, a folder written by "
             f"save_pretrained, or a CLAP of transformers: {e}"
         ) from e
-    c = model.config
-    shared = {"projection_dim": c.projection_dim, "projection_hidden_act": c.projection_hidden_act}
+
+
+def read_transformers(name):
+    """Config and state dict of a CLAP of transformers."""
+    extractor = ClapFeatureExtractor.from_pretrained(name)
+    model = ClapModel.from_pretrained(name, dtype=torch.float32)
+    theirs = model.config
+    shared = {name: getattr(theirs, name) for name in ("projection_dim", "projection_hidden_act")}
     config = CLAPConfig(
         kind="laion",
-        dim=c.projection_dim,
-        text={**c.text_config.to_diff_dict(), **shared},
-        audio={**c.audio_config.to_diff_dict(), **shared},
+        dim=theirs.projection_dim,
+        text={**theirs.text_config.to_diff_dict(), **shared},
+        audio={**theirs.audio_config.to_diff_dict(), **shared},
         sample_rate=extractor.sampling_rate,
         seconds=extractor.max_length_s,
         n_fft=extractor.fft_window_size,
@@ -395,14 +389,15 @@ def read_folder(name):
         fmin=extractor.frequency_min,
         fmax=extractor.frequency_max,
         # the extractor's choice: torchaudio's filters for a fused checkpoint, librosa's otherwise
-        mel_scale="htk" if c.audio_config.enable_fusion else "slaney",
+        mel_scale="htk" if theirs.audio_config.enable_fusion else "slaney",
     )
-    return config, {k: v for k, v in model.state_dict().items() if not k.startswith("logit_scale")}
+    state = model.state_dict()
+    return config, {key: state[key] for key in state if not key.startswith("logit_scale")}
 
 
 def msclap_state(path):
     """The tensors of an msclap 2023 checkpoint under our names (facts, section 3)."""
-    rename = [
+    renamed = [
         ("caption_encoder.base.", "text_model."),
         ("caption_encoder.projection.", "text_projection."),
         ("audio_encoder.projection.", "audio_projection."),
@@ -419,45 +414,46 @@ def msclap_state(path):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as e:
-        raise ValueError(
-            f"{path} is no msclap checkpoint, a dict with tensors under 'model': {e!r}"
-        ) from e
+        raise ValueError(f"{path} is no msclap checkpoint with a 'model': {e!r}") from e
     state = {}
     for key, tensor in saved.items():
-        for old, new in rename:
-            key = key.replace(old, new)
+        for theirs, ours in renamed:
+            key = key.replace(theirs, ours)
         if ".attn.qkv." in key:
-            for part, t in zip(("query", "key", "value"), tensor.chunk(3)):
-                state[key.replace(".attn.qkv.", f".attention.self.{part}.")] = t
+            for part, third in zip(("query", "key", "value"), tensor.chunk(3)):
+                state[key.replace(".attn.qkv.", f".attention.self.{part}.")] = third
         else:
             state[key] = tensor
     return state
 
 
-def load_clap(name):
-    """CLAP.from_pretrained(name), or what "package.module:factory" returns when called: your own pair of encoders.
+# --- any encoder pair ---
 
-    Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) -> (N, dim), both unit
-    rows, and dim, sample_rate (Hz) and seconds. Raises TypeError with the list of what it lacks.
+
+def load_clap(name):
+    """CLAP.from_pretrained(name), or your own pair of encoders: "package.module:factory", called.
+
+    Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) ->
+    (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises TypeError with a list of
+    the missing ones.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
         return CLAP.from_pretrained(name)
     module, factory = name.split(":")
     clap = getattr(importlib.import_module(module), factory)()
-    lacking = [
-        a
-        for a in ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
-        if not hasattr(clap, a)
-    ]
-    if lacking:
-        raise TypeError(f"what {name} returned is no encoder pair: it lacks {', '.join(lacking)}")
+    needed = ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
+    missing = [name for name in needed if not hasattr(clap, name)]
+    if missing:
+        raise TypeError(f"{name} returned no encoder pair: missing {', '.join(missing)}")
     return clap
 
 
-def encode_file(clap, file, crop="center", generator=None):
-    """One audio file -> (dim,) unit vector, by any encoder pair; crop as load_audio's.
+def encode_file(clap, file, crop: str = "center", generator=None) -> Tensor:
+    """The unit vector (dim,) of one audio file, by any encoder pair; crop as load_audio's.
 
-    "windows" gives the mean of the windows' unit vectors, made unit again: for long audio. Raises AudioError.
+    "windows" gives the mean of the windows' unit vectors, made unit again: for long audio. Raises
+    AudioError.
     """
     waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
-    return F.normalize(clap.encode_audio(waves.reshape(-1, waves.shape[-1])).mean(0), dim=-1)
+    vectors = clap.encode_audio(rearrange(waves, "... t -> (...) t"))  # (W, dim)
+    return F.normalize(vectors.mean(0), dim=-1)

@@ -4,7 +4,7 @@
     python sample.py *.mp3 --ask "Is there a siren?" --json        one JSON line per file
     python sample.py dog.wav --ckpt out/mats_gpt2/model --bridge none
 
-Any format that libsndfile reads, any length. A file that cannot be read is named on stderr; the others are answered.
+Any format that libsndfile reads, any length. Files that cannot be read are named on stderr.
 """
 
 import argparse
@@ -13,34 +13,31 @@ import sys
 
 import torch
 
-from audio import AudioError
+from audio import CROPS, AudioError
 from clap import encode_file, load_clap
 from mats import MATS
 from santa import BRIDGES, RELEASED_NORM, bridge
 
 
-def main(argv=None):
+def options(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--ask", default="Generate audio caption.", help="instruction or question")
-    parser.add_argument("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
-    parser.add_argument(
-        "--bridge",
-        default="santa",
-        choices=list(BRIDGES),
-        help="across the modality gap (santa.py)",
-    )
-    parser.add_argument(
-        "--crop", default="windows", choices=("center", "random", "windows"), help="of long files"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of random crops and fresh noise")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--json", action="store_true", help="JSON lines: file, instruction, answer")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE")
+    add("--ask", default="Generate audio caption.", help="instruction or question")
+    add("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
+    add("--bridge", default="santa", choices=BRIDGES, help="across the modality gap (santa.py)")
+    add("--crop", default="windows", choices=CROPS, help="of long files")
+    add("--seed", type=int, default=0, help="of random crops and fresh noise")
+    add("--batch", type=int, default=32)
+    add("--json", action="store_true", help="JSON lines: file, instruction, answer")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
 
+
+def main(argv=None):
+    args = options(argv)
     try:
         model = MATS.from_pretrained(args.ckpt).to(args.device)
     except FileNotFoundError as e:
@@ -53,7 +50,8 @@ def main(argv=None):
     except ValueError as e:
         sys.exit(f"sample.py: {e}")
 
-    norm, failed = RELEASED_NORM if args.bridge == "official" else 1.0, 0
+    norm = RELEASED_NORM if args.bridge == "official" else 1.0
+    failed = 0
     for start in range(0, len(args.files), args.batch):
         files, vectors = [], []
         for file in args.files[start : start + args.batch]:
@@ -63,21 +61,22 @@ def main(argv=None):
             except AudioError as e:
                 print(f"sample.py: {e}", file=sys.stderr)
                 failed += 1
-        if not files:
-            continue
-        for file, answer in zip(
-            files, model.generate(across(norm * torch.stack(vectors)), [args.ask] * len(files))
-        ):
-            if args.json:
-                print(
-                    json.dumps(
-                        {"file": file, "instruction": args.ask, "answer": answer},
-                        ensure_ascii=False,
-                    )
-                )
-            else:
-                print(answer if len(args.files) == 1 else f"{file}: {answer}")
+        if files:
+            z = norm * torch.stack(vectors)  # (B, D)
+            answers = model.generate(across(z), [args.ask] * len(files))
+            for file, answer in zip(files, answers):
+                show(args, file, answer)
     return 1 if failed else 0
+
+
+def show(args, file, answer):
+    if args.json:
+        line = {"file": file, "instruction": args.ask, "answer": answer}
+        print(json.dumps(line, ensure_ascii=False))
+    elif len(args.files) == 1:
+        print(answer)
+    else:
+        print(f"{file}: {answer}")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,31 @@
-"""Santa and the other bridges over CLAP's modality gap: audio vectors in, vectors that a mapper trained on text can trust.
+"""Santa and the other bridges over CLAP's modality gap: audio vectors in, vectors for a mapper out.
 
-    texts ──► add_noise ──► memory (M, D) ──► kmeans ──► centers (K, D), labels (M,)            Santa.build, once
-    audio z (B, D) ──► closest center ──► its L closest rows ──► (1 - lam) z + lam (w rows)     Santa.forward (Eq. 6-7)
+    texts ──► add_noise ──► memory (M, D) ──► kmeans ──► centers (K, D), labels (M,)   Santa.build
+    audio z (B, D) ──► closest center ──► its L closest rows ──► their blend with z    Eq. 6-7
 
-`bridge(name, santa)` gives any of BRIDGES as a function (B, D) -> (B, D); `noise_variance` and `gap` measure the gap itself.
-Tensors only, nothing learned, no gradients: a CLAP, a mapper and a language model are other files' business. Randomness is
-drawn on the generator's device and then moved, so a CPU generator gives the same numbers whatever device the tensors are on.
+`bridge` gives any of BRIDGES as a function (B, D) -> (B, D); `noise_variance` and `gap` measure the
+gap itself. Tensors only: nothing is learned, no gradients flow. Random numbers are drawn on the
+generator's device and then moved: a CPU generator gives the same numbers for tensors anywhere.
 """
 
 import json
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-SCRATCH = {
-    "cpu": 2**22,
-    "cuda": 2**27,
-}  # numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
+# numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
+SCRATCH = {"cpu": 2**22, "cuda": 2**27}
 SLACK = 32  # rows beyond L that Santa's float32 shortlist keeps for the exact ranking
 
 
 def _floats(x):
-    """float32, or float64 where it is that already: half precision would round the noise and the distances."""
+    """x in float32, or float64 if it is that: half precision would round noise and distances."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -39,51 +39,49 @@ def _draw(draw, like, *size, generator=None, **kw):
 
 
 def _chunks(x, row):
-    """Views of x of so many rows that temporaries of `row` numbers a row stay within SCRATCH; results do not depend on it."""
+    """Views of x, in order, of so many rows that temporaries of `row` numbers a row fit SCRATCH."""
     return x.split(max(1, SCRATCH.get(x.device.type, SCRATCH["cuda"]) // row))
 
 
 def _over(f, z, memory, row):
-    """f over z (B, D) in such chunks, in the memory's precision and place, and back to where z is."""
+    """f(z) for z (B, D), in chunks, with the memory's precision and device; returned where z is."""
     if z.ndim != 2 or z.shape[1] != memory.shape[1]:
         raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
     return torch.cat([f(a) for a in _chunks(z.to(memory), row)]).to(z.device)
 
 
-def _check_rows(x, what):
-    if x.ndim != 2 or not x.is_floating_point() or 0 in x.shape:
-        raise ValueError(
-            f"{what} must be a non-empty (rows, D) float tensor, not {tuple(x.shape)} of {x.dtype}"
-        )
-    bad = (
-        [] if x.sum().isfinite() else (~x.isfinite().all(1)).nonzero()
-    )  # the sum is the cheaper question
-    if len(bad):
-        raise ValueError(
-            f"{what}: row {bad[0].item()} is not finite"
-            + f" (and {len(bad) - 1} more)" * (len(bad) > 1)
-        )
+def _check_rows(x, name, rows=None, width=None):
+    """Raises ValueError unless x is a finite float matrix, of so many rows and columns if given."""
+    fits = x.ndim == 2 and rows in (None, len(x)) and width in (None, x.shape[1])
+    if not fits or not x.is_floating_point() or 0 in x.shape:
+        need = f"({rows or 'N > 0'}, {width or 'D > 0'}) floats"
+        raise ValueError(f"{name} must be {need}, not {tuple(x.shape)} of {x.dtype}")
+    if x.sum().isfinite():  # cheaper than a look at every number
+        return
+    bad = (~x.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise ValueError(f"{name}: row {bad[0]} is not finite{more}")
 
 
 @torch.no_grad()
-def add_noise(z, variance, generator=None):
-    """Eq. 1's E_T(T) + eps on the unit sphere: normalise, add N(0, variance) to each dimension, normalise.
+def add_noise(z: Tensor, variance: float, generator=None) -> Tensor:
+    """Unit vectors (..., D): z normalised, plus N(0, variance) in each dimension, normalised again.
 
-    z (..., D) of any length and device -> unit vectors (..., D), float32 (float64 stays). `variance` is the square of the
-    noise's standard deviation per dimension (paper: 0.015, i.e. 0.1225: in 1024-d the result's cosine with z is 0.25); 0
-    only normalises. Raises ValueError where it is negative or not finite.
+    z (..., D) of any length; float32 comes out (float64 stays). `variance` is the noise's in each
+    dimension; 0 only normalises. The paper's 0.015 is 0.1225 squared: in 1024 dimensions the cosine
+    with z becomes 0.25. Raises ValueError if it is negative or not finite. Eq. 1's E_T(T) + eps.
     """
     if not 0 <= variance < math.inf:
         raise ValueError(f"variance must be a finite number >= 0, not {variance}")
     z = _unit(z)
     if variance == 0:
         return z
-    return _unit(
-        z + math.sqrt(variance) * _draw(torch.randn, z, *z.shape, generator=generator).to(z.dtype)
-    )
+    noise = _draw(torch.randn, z, *z.shape, generator=generator).to(z.dtype)
+    return _unit(z + math.sqrt(variance) * noise)
 
 
-# --- k-means --------------------------------------------------------------------------------------------------------------
+# --- k-means ---
 
 
 def _squares(x):
@@ -91,37 +89,46 @@ def _squares(x):
     return torch.cat([rows.square().sum(1) for rows in _chunks(x, x.shape[1])])
 
 
-def _assign(x, centers, labels):
-    """Each row's closest center (N,), where `labels` was a guess, and its squared distance less the row's own square (N,)."""
-    square, labels, low = centers.square().sum(1), labels.clone(), x.new_empty(len(x))
+def _assign(x, centers, guess):
+    """Each row's closest center (N,), and its squared distance less the row's own square (N,)."""
+    square, labels, low = centers.square().sum(1), guess.clone(), x.new_empty(len(x))
     chunks = [_chunks(t, len(centers)) for t in (x, labels, low)]
-    table = x.new_empty(
-        len(chunks[0][0]), len(centers)
-    )  # one for all: fresh pages cost a tenth of the product
+    # one table for all chunks: fresh pages cost a tenth of the product
+    table = x.new_empty(len(chunks[0][0]), len(centers))
     for rows, label, least in zip(*chunks):
         far = torch.addmm(square, rows, centers.T, alpha=-2, out=table[: len(rows)])  # (b, K)
         if x.is_cuda:
             torch.min(far, 1, out=(least, label))
             continue
         torch.amin(far, 1, out=least)
-        # on CPUs argmin takes ten times as long as amin: only for the rows whose guess is not the closest
+        # on CPUs argmin takes ten times as long as amin: only for rows whose guess was wrong
         wrong = (far.gather(1, label[:, None])[:, 0] > least).nonzero()[:, 0]
         label[wrong] = far.index_select(0, wrong).argmin(1)
     return labels, low
 
 
-def _plusplus(x, k, generator):
-    """Greedy k-means++: k rows of x (k, D), each the best of 2 + log k candidates drawn by squared distance.
+def _candidates(closest, size, generator):
+    """Rows (R,) drawn by squared distance, and the distance that keeps each a candidate (R,)."""
+    # summed on the CPU: on CUDA the last digit of a cumsum is left to chance
+    total = closest.cpu().cumsum(0, dtype=torch.float64)
+    at, luck = _draw(torch.rand, total, 2, size, generator=generator, dtype=torch.float64)
+    rows = torch.searchsorted(total, at * total[-1], right=True).clamp_(max=len(total) - 1)
+    rows = rows.to(closest.device)
+    return rows, luck.to(closest) * closest[rows]
 
-    Candidates that follow one another would be 2 + log k rows against all others, K times over: slow for want of arithmetic
-    per byte. Drawn instead many at a time and measured in one matrix product, they are out of date after the first choice;
-    but distances only shrink, so taking a candidate with probability (distance now) / (distance when drawn) leaves exactly
-    the distribution of now.
+
+def _plusplus(x, k, generator):
+    """Greedy k-means++: k rows of x (k, D), each the best of 2 + log k that squared distance draws.
+
+    One choice after the other would compare 2 + log k rows with all others, k times over: slow, for
+    want of arithmetic per byte. So a pool of candidates is drawn at once, measured in one matrix
+    product, and serves many choices. It is out of date after the first. But distances only shrink:
+    a candidate taken with probability (distance now) / (distance when drawn) follows exactly the
+    distribution of now.
     """
     square, trials = _squares(x), 2 + int(math.log(k))
-    longest = max(
-        1, max(2**24, x.numel() // 16) // (trials * len(x))
-    )  # choices that a pool may serve: a table of 64 MB or x's sixteenth
+    # choices that a pool may serve: a table of 64 MB, or a sixteenth of x
+    longest = max(1, max(2**24, x.numel() // 16) // (trials * len(x)))
     table, trial = x.new_empty(longest * trials, len(x)), x.new_empty(trials, len(x))
 
     def distances(rows):  # (R,) -> (R, N)
@@ -133,186 +140,161 @@ def _plusplus(x, k, generator):
     while len(chosen) < k:
         # the more centers there are, the less a new one changes, and the longer a pool stays fresh
         size = trials * max(1, min(len(chosen) // 4, longest))
-        total = closest.cpu().cumsum(
-            0, dtype=torch.float64
-        )  # on CUDA the last digit of a cumsum is left to chance
-        at, luck = _draw(torch.rand, total, 2, size, generator=generator, dtype=torch.float64)
-        pool = (
-            torch.searchsorted(total, at * total[-1], right=True)
-            .clamp_(max=len(x) - 1)
-            .to(x.device)
-        )  # (R,)
-        bar, used = luck.to(x) * closest[pool], 0
-        distances(pool)
+        pool, bar = _candidates(closest, size, generator)  # (R,)
+        far, used = distances(pool), 0
         while len(chosen) < k:
             taken = used + (bar[used:] <= closest[pool[used:]]).nonzero()[:trials, 0]  # (trials,)
             if len(taken) < trials:
                 break
-            torch.index_select(table, 0, taken, out=trial)
+            torch.index_select(far, 0, taken, out=trial)
             best = torch.minimum(trial, closest, out=trial).sum(1).argmin()
             closest, chosen = trial[best].clamp(min=0), torch.cat([chosen, pool[taken[best], None]])
             used = taken[-1] + 1
     return x[chosen]
 
 
+def _first_centers(x, mean, k, init, generator):
+    if isinstance(init, Tensor):
+        _check_rows(init, "init", k, x.shape[1])
+        return init.to(x) - mean
+    if init == "++":
+        return _plusplus(x, k, generator)
+    if init == "random":
+        return x[_draw(torch.randperm, x, len(x), generator=generator)[:k]]
+    raise ValueError(f'init must be "++", "random" or a tensor of centers, not {init!r}')
+
+
+def _update(x, centers, labels, low):
+    """The clusters' means (K, D). An empty cluster takes, in place, one of the farthest rows."""
+    size = labels.bincount(minlength=len(centers))
+    empty = (size == 0).nonzero()[:, 0]
+    if len(empty):
+        distance, rows = (low + _squares(x)).topk(len(empty))
+        away = distance > 0  # a row on its center would start nothing new
+        labels[rows[away]] = empty[away]
+        size = labels.bincount(minlength=len(centers))
+    # sums by cluster; index_add_ would do, but on CUDA it adds in any order
+    sums = F.embedding_bag(labels.argsort(stable=True), x, size.cumsum(0) - size, mode="sum")
+    return torch.where(size[:, None] > 0, sums / size[:, None].clamp(min=1), centers)
+
+
 @torch.no_grad()
-def kmeans(x, k, iters=100, generator=None, init="++"):
-    """Lloyd's k-means, on x's device. x (N, D) -> centers (k, D), labels (N,) int64: each row's closest returned center.
+def kmeans(x: Tensor, k: int, iters=100, generator=None, init="++") -> tuple[Tensor, Tensor]:
+    """Lloyd's k-means: centers (k, D), labels (N,) int64, each row's closest returned center.
 
-    `iters` updates of the centers at most, fewer once no label changes. `init` is "++" (greedy k-means++), "random" (k
-    different rows) or the first centers (k, D). A cluster left empty is begun again from the row farthest from its own
-    center, which leaves its cluster for it (several: the farthest rows, one each). Takes a centred copy of x, SCRATCH and a
-    few numbers a row; init "++" 64 MB, or a sixteenth of x, or about 4 + 2 log k numbers a row. The same generator state gives
-    the same result, on CUDA too: no step adds in an order left to chance.
-
-    Raises ValueError for k < 1, k > N, a row that is not finite (naming it), shapes that do not fit, an unknown init.
+    x (N, D), on any device. At most `iters` updates of the centers, fewer once no label changes.
+    `init` is "++" (greedy k-means++), "random" (k different rows) or the first centers (k, D). An
+    empty cluster begins again at the row farthest from its own center (several: one row each).
+    Takes a centred copy of x, SCRATCH and a few numbers a row; "++" another 64 MB, or a sixteenth
+    of x, or about 4 + 2 log k numbers a row. One generator state gives one result, even on CUDA: no
+    step adds in an order left to chance. Raises ValueError for arguments that do not fit.
     """
     _check_rows(x, "x")
     if not 1 <= k <= len(x):
         raise ValueError(f"k must be within 1 and the number of rows ({len(x)}), not {k}")
     x = _floats(x)
     mean = x.mean(0)
-    x = (
-        x - mean
-    )  # |c|^2 - 2 x.c loses its digits where the rows' common mean is long beside their spread
-    if isinstance(init, torch.Tensor):
-        _check_rows(init, "init")
-        if init.shape != (k, x.shape[1]):
-            raise ValueError(
-                f"init must hold {k} centers of {x.shape[1]} dimensions, not {tuple(init.shape)}"
-            )
-        centers = init.to(x) - mean
-    elif init == "++":
-        centers = _plusplus(x, k, generator)
-    elif init == "random":
-        centers = x[_draw(torch.randperm, x, len(x), generator=generator)[:k]]
-    else:
-        raise ValueError(f'init must be "++", "random" or a tensor of centers, not {init!r}')
+    # |c|^2 - 2 x.c loses its digits where the rows' common mean is long beside their spread
+    x = x - mean
+    centers = _first_centers(x, mean, k, init, generator)
 
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for i in range(iters):
         closest, low = _assign(x, centers, labels)
         if i > 0 and torch.equal(closest, labels):
-            break  # the centers are these labels' means already
-        labels, size = closest, closest.bincount(minlength=k)
-        empty = (size == 0).nonzero()[:, 0]
-        if len(empty):
-            distance, far = (low + _squares(x)).topk(len(empty))
-            labels[far[distance > 0]] = empty[
-                distance > 0
-            ]  # a row on its center would start nothing new
-            size = labels.bincount(minlength=k)
-        # sums by cluster; index_add_ would do, but on CUDA it adds in any order
-        sums = F.embedding_bag(labels.argsort(stable=True), x, size.cumsum(0) - size, mode="sum")
-        centers = torch.where(size[:, None] > 0, sums / size[:, None].clamp(min=1), centers)
-    else:
-        labels = _assign(x, centers, labels)[0]
-    return centers + mean, labels
+            return centers + mean, labels  # the centers are these labels' means already
+        labels = closest
+        centers = _update(x, centers, labels, low)
+    return centers + mean, _assign(x, centers, labels)[0]
 
 
-# --- Santa ----------------------------------------------------------------------------------------------------------------
+# --- Santa ---
 
 
 class Santa(nn.Module):
     """Strongly-related noisy text with audio: section 3.4, Eq. 6-7.
 
-    memory (M, D): noisy text vectors; centers (K, D) and labels (M,) from `kmeans`; L rows retrieved, temperature tau, share
-    of the text lam. `clean` (M, D) are the same texts without noise and `variance` that noise: what the bridges other than
-    Santa need, never its forward. All are buffers, so .to(device) moves them. The rows keep their order: row i of the memory
-    is text i for whoever wants to see what was retrieved.
+    memory (M, D): noisy text vectors; centers (K, D) and labels (M,) from `kmeans`; L rows
+    retrieved, temperature tau, share of the text lam. `clean` (M, D) are the same texts without
+    noise, `variance` that noise: other bridges need them, Santa's forward does not. All tensors are
+    buffers, so .to(device) moves them. Row i of the memory stays text i.
     """
 
     def __init__(self, memory, centers, labels, L=32, tau=0.1, lam=0.3, clean=None, variance=0.015):
         super().__init__()
-        rows = {"memory": memory, "centers": centers} | ({} if clean is None else {"clean": clean})
-        for name, x in rows.items():
-            _check_rows(x, name)
-            if x.shape[1] != memory.shape[1] or (name == "clean" and len(x) != len(memory)):
-                raise ValueError(
-                    f"{name} {tuple(x.shape)} does not fit a memory of {tuple(memory.shape)}"
-                )
+        _check_rows(memory, "memory")
+        _check_rows(centers, "centers", width=memory.shape[1])
+        if clean is not None:
+            _check_rows(clean, "clean", *memory.shape)
         if labels.shape != memory.shape[:1] or labels.min() < 0 or labels.max() >= len(centers):
-            raise ValueError(
-                f"labels must be ({len(memory)},) numbers of centers, 0 to {len(centers) - 1}"
-            )
+            raise ValueError(f"labels must be ({len(memory)},), from 0 to {len(centers) - 1}")
         if int(L) != L or L < 1 or not tau > 0 or not 0 <= lam <= 1:
-            raise ValueError(
-                f"need a whole L >= 1, tau > 0 and 0 <= lam <= 1, not {L}, {tau}, {lam}"
-            )
+            raise ValueError(f"need a whole L >= 1, tau > 0, 0 <= lam <= 1, not {L}, {tau}, {lam}")
         self.L, self.tau, self.lam, self.variance = int(L), tau, lam, variance
-        self.scratch = max(
-            len(memory), (self.L + SLACK) * memory.shape[1]
-        )  # numbers that a query takes
-        for name in ("memory", "centers", "clean"):
-            self.register_buffer(name, rows[name].to(_floats(memory)) if name in rows else None)
+        # numbers that a query takes
+        self.scratch = max(len(memory), (self.L + SLACK) * memory.shape[1])
+        self.register_buffer("memory", _floats(memory))
+        self.register_buffer("centers", centers.to(self.memory))
+        self.register_buffer("clean", None if clean is None else clean.to(self.memory))
         self.register_buffer("labels", labels.to(memory.device, torch.long))
 
     @classmethod
     @torch.no_grad()
-    def build(cls, text_vectors, m=5172, k=100, variance=0.015, generator=None, **hyper):
-        """A memory of m random rows of text_vectors (N, D) (all of them where N <= m), with noise, clustered with it.
+    def build(cls, text_vectors, m=5172, k=100, variance=0.015, generator=None, **hyper) -> "Santa":
+        """A Santa on m random rows of text_vectors (N, D), all where N <= m: noise, then k-means.
 
-        `variance` 0 gives the clean memory of Table 4's w/o GN; `hyper` are L, tau and lam. Raises ValueError where there
-        are fewer rows than k clusters.
+        `variance` 0 gives the clean memory of Table 4's w/o GN; `hyper` are L, tau and lam. Raises
+        ValueError if there are fewer rows than k clusters.
         """
         _check_rows(text_vectors, "text_vectors")
-        clean = _unit(
-            text_vectors[
-                _draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)[:m]
-            ]
-        )
+        order = _draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)
+        clean = _unit(text_vectors[order[:m]])
         if k > len(clean):
-            raise ValueError(
-                f"{k} clusters from {len(clean)} memory rows (m = {m}, {len(text_vectors)} texts): "
-                f"lower k to {len(clean)} or less (the paper has some 50 rows a cluster), or give more texts"
-            )
+            found = f"{len(clean)} memory rows (m = {m}, {len(text_vectors)} texts)"
+            raise ValueError(f"{k} clusters from {found}: lower k, to 50 rows a cluster or so")
         memory = add_noise(clean, variance, generator)
-        return cls(
-            memory, *kmeans(memory, k, generator=generator), clean=clean, variance=variance, **hyper
-        )
+        centers, labels = kmeans(memory, k, generator=generator)
+        return cls(memory, centers, labels, clean=clean, variance=variance, **hyper)
 
-    def but(self, **changes):
-        """The same Santa but for some of the constructor's arguments: santa.but(tau=0.05). Tensors are shared."""
+    def but(self, **changes) -> "Santa":
+        """This Santa with some other arguments, as in santa.but(tau=0.05). Tensors are shared."""
         names = ("memory", "centers", "labels", "L", "tau", "lam", "clean", "variance")
         return Santa(**{name: getattr(self, name) for name in names} | changes)
 
     @torch.no_grad()
-    def retrieve(self, z):
-        """z (B, D), taken as it is -> rows of the memory (B, min(L, M)), closest first; which of them count (same, bool): not
-        the last ones where the cluster is smaller; and the closest cluster (B,)."""
-        far = torch.cdist(
-            z, self.centers, compute_mode="donot_use_mm_for_euclid_dist"
-        )  # (B, K), Eq. 6
-        full = self.labels.bincount(minlength=len(self.centers)) > 0
-        closest = far.masked_fill(~full, math.inf).argmin(
-            1
-        )  # a center without rows has nothing to give
-        # One matrix product over the whole memory is cheaper than gathering clusters of all sizes. Its rounding depends on
-        # the batch, so it only makes a shortlist, and what ranks are the true distances, the same in any batch.
-        rough = torch.addmm(self.memory.square().sum(1), z, self.memory.T, alpha=-2)  # (B, M)
-        rough = rough.masked_fill(self.labels != closest[:, None], math.inf)
-        rows = rough.topk(
-            min(self.L + SLACK, len(self.memory)), largest=False
-        ).indices  # (B, L + SLACK)
-        far = (self.memory[rows] - z[:, None]).square().sum(-1)
-        far = far.masked_fill(self.labels[rows] != closest[:, None], math.inf)
-        far, best = far.topk(min(self.L, len(self.memory)), largest=False)  # (B, L)
-        return rows.gather(1, best), far < math.inf, closest
+    def retrieve(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the memory (B, min(L, M)), closest first; valid (same); cluster (B,), Eq. 6.
 
-    def blend(self, a, rows, valid):
-        """a (B, D), rows (B, L, D), valid (B, L) -> (B, D): Eq. 7."""
+        z (B, D) is taken as it is. In a cluster of fewer rows, the last ones are not valid.
+        """
+        # without a matrix product, whose rounding would depend on the batch
+        far = torch.cdist(z, self.centers, compute_mode="donot_use_mm_for_euclid_dist")  # (B, K)
+        empty = self.labels.bincount(minlength=len(self.centers)) == 0  # no rows to retrieve
+        cluster = far.masked_fill(empty, math.inf).argmin(1)
+        # One matrix product over the whole memory is cheaper than gathering clusters of all sizes.
+        # Its rounding depends on the batch: it makes a shortlist, which true distances then rank.
+        rough = torch.addmm(self.memory.square().sum(1), z, self.memory.T, alpha=-2)  # (B, M)
+        rough = rough.masked_fill(self.labels != cluster[:, None], math.inf)
+        size = min(self.L + SLACK, len(self.memory))
+        rows = rough.topk(size, largest=False).indices  # (B, L + SLACK)
+        far = (self.memory[rows] - z[:, None]).square().sum(-1)
+        far = far.masked_fill(self.labels[rows] != cluster[:, None], math.inf)
+        far, best = far.topk(min(self.L, len(self.memory)), largest=False)  # (B, L)
+        return rows.gather(1, best), far < math.inf, cluster
+
+    def blend(self, a: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
+        """Eq. 7: a (B, D), rows (B, L, D), valid (B, L) -> (B, D)."""
         scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)  # (B, L)
-        return (1 - self.lam) * a + self.lam * (
-            (scores / self.tau).softmax(-1)[..., None] * rows
-        ).sum(1)
+        weights = (scores / self.tau).softmax(-1)
+        return (1 - self.lam) * a + self.lam * (weights[..., None] * rows).sum(1)
 
     @torch.no_grad()
-    def forward(self, z):
-        """Eq. 6-7. z (B, D), audio vectors of any length -> (B, D): (1 - lam) a + lam (softmax(a.m_i / tau) m_i), a = z/|z|.
+    def forward(self, z: Tensor) -> Tensor:
+        """(1 - lam) a + lam (softmax(a.m_i / tau) m_i), Eq. 6-7, for audio z (B, D) of any length.
 
-        The L rows m_i are those closest to a in the cluster whose center is closest; fewer where the cluster is smaller. Not
-        normalised again: Eq. 7 does not, and the mapper normalises its input anyway. Computed where the memory lives,
-        returned where z lives; a row's result does not depend on the rest of the batch.
+        a = z/|z|; the m_i are the L rows closest to a in the cluster of the closest center, or all
+        if it has fewer. Not normalised: neither is Eq. 7, and the mapper normalises its input.
+        Computed where the memory is, returned where z is; no row depends on the rest of the batch.
         """
 
         def across(a):
@@ -324,27 +306,23 @@ class Santa(nn.Module):
     def save(self, path):
         """Writes buffers and hyper-parameters to one safetensors file."""
         hyper = {name: getattr(self, name) for name in ("L", "tau", "lam", "variance")}
-        buffers = {
-            k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()
-        }  # none shared
-        save_file(buffers, path, metadata={"santa": json.dumps(hyper)})
+        state = self.state_dict()  # copied, because safetensors refuses tensors that share memory
+        copies = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
+        save_file(copies, path, metadata={"santa": json.dumps(hyper)})
 
     @classmethod
-    def load(cls, path, device="cpu"):
-        """A Santa as `save` wrote it. Raises ValueError where the file is another kind of safetensors."""
-        with safe_open(path, "pt", device=str(device)) as f:
-            if "santa" not in (f.metadata() or {}):
-                raise ValueError(
-                    f"{path} is not a Santa memory: write one with Santa.build(...).save(path)"
-                )
-            return cls(
-                **{k: f.get_tensor(k) for k in f.keys()}, **json.loads(f.metadata()["santa"])
-            )
+    def load(cls, path, device: str | torch.device = "cpu") -> "Santa":
+        """A Santa as `save` wrote it. Raises ValueError for another kind of safetensors file."""
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if "santa" not in metadata:
+            raise ValueError(f"{path} is not a Santa memory, as Santa.build(...).save(path) writes")
+        return cls(**load_file(path, device=str(device)), **json.loads(metadata["santa"]))
 
 
-# --- the other bridges ----------------------------------------------------------------------------------------------------
+# --- the other bridges ---
 
-BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise where not said otherwise
+BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise unless stated
     "none": "a: noise while training and nothing at inference (NoAudioCaptioning)",
     "nearest": "the text of S closest to a",
     "memory": "softmax(a S^T / tau) S (DRCap)",
@@ -354,112 +332,100 @@ BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise w
     "santa-kmeans": "Santa without k-means: the L closest rows of the whole memory (Table 4)",
     "santa-mb": "Santa without its memory bank, which is `none` under Table 4's name",
     "santa-ae": "Santa without the audio vector: lam = 1 (Table 4)",
-    "santa-gn": "Santa on the memory without noise (Table 4, whose row also leaves it out while training)",
-    "official": "Santa as released: raw audio, clusters of clean texts, fresh noise on what is retrieved",
+    "santa-gn": "Santa on the memory without noise (Table 4, which also trains without it)",
+    "official": "Santa as released: raw audio, clusters of clean texts, fresh noise on retrieved rows",
 }
 
+SANTAS = {  # Santa with other settings; without k-means, one cluster holds all
+    "santa": lambda santa: santa,
+    "santa-ae": lambda santa: santa.but(lam=1.0),
+    "santa-kmeans": lambda santa: santa.but(centers=santa.memory[:1], labels=0 * santa.labels),
+}
 
-RELEASED_NORM = 32.0  # of msclap's audio vectors, which the released code does not normalise: what `official` should be handed
+EQUATIONS = {  # of a (B, D), S (M, D), Santa's tau and the audio's mean (D,)
+    "nearest": lambda a, S, tau, mean: S[(a @ S.T).argmax(1)],
+    "memory": lambda a, S, tau, mean: (a @ S.T / tau).softmax(-1) @ S,
+    "projection": lambda a, S, tau, mean: _unit((100 * a @ S.T).softmax(-1) @ S),
+    "shift": lambda a, S, tau, mean: a + (S.mean(0) - mean.to(S)),
+}
+
+RELEASED_NORM = 32.0  # of msclap's audio vectors, which the released code does not normalise
 
 
-def bridge(name, santa=None, audio_mean=None, generator=None):
-    """The bridge of that name in BRIDGES, a function of audio vectors (B, D), of any length -> (B, D).
+def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=None) -> Callable:
+    """The bridge of that name in BRIDGES: a function of audio vectors (B, D), any length -> (B, D).
 
-    All but `official` see unit vectors, and all but `none` and `santa-mb` need `santa` for its memory; those that read the
-    texts without noise, as their authors do, need its `clean`. audio_mean (D,): mean of unit audio vectors, for `shift`.
-    DRCap's temperature is Santa's tau. The generator is for `santa-gn` and `official`, which cluster when they are made, and
-    for official's noise.
-
-    `official` is what the released code does: clusters from 10 Lloyd iterations on clean texts, begun at random rows;
-    distance, dot product and blend with the audio vector as it comes (msclap's have length 32 or so: hand it those, and the
-    result is nearly that vector; on unit vectors it is another method); noise drawn anew on the retrieved rows at each call;
-    a cluster smaller than L filled up with copies of its first row, each with noise of its own. Where it would crash, on an
-    empty cluster, this takes the closest cluster that is not.
-
-    Raises ValueError for an unknown name, and where santa, its clean texts or audio_mean is missing.
+    All but `official` see unit vectors. All but `none` and `santa-mb` need `santa` for its memory;
+    those that read texts without noise, as their authors do, need its `clean`. `shift` needs
+    audio_mean (D,), of unit audio vectors. DRCap's temperature is Santa's tau. `santa-gn` and
+    `official` cluster with the generator when they are made; `official` draws noise at each call.
+    Raises ValueError for an unknown name, or if one of these is missing.
     """
     if name not in BRIDGES:
         raise ValueError(f"no bridge {name!r}; there are {', '.join(BRIDGES)}")
     if name in ("none", "santa-mb"):
         return torch.no_grad()(_unit)
     if santa is None:
-        raise ValueError(
-            f"bridge {name!r} needs a memory: Santa.build(text_vectors) or Santa.load(path)"
-        )
-    if name == "santa":
-        return santa
-    if name == "santa-ae":
-        return santa.but(lam=1.0)
-    if name == "santa-kmeans":  # one cluster holds all
-        return santa.but(
-            centers=santa.memory.mean(0, keepdim=True), labels=torch.zeros_like(santa.labels)
-        )
+        raise ValueError(f"{name} needs a memory: Santa.build(text_vectors) or Santa.load(path)")
+    if name in SANTAS:
+        return SANTAS[name](santa)
     if santa.clean is None:
-        raise ValueError(
-            f"bridge {name!r} needs the memory's texts without noise: Santa.build keeps them, Santa(clean=...)"
-        )
-    S, k = _unit(santa.clean), len(santa.centers)
+        raise ValueError(f"{name} needs texts without noise: Santa.build or Santa(clean=...)")
+    S = _unit(santa.clean)
     if name == "santa-gn":
-        return santa.but(
-            memory=S, **dict(zip(("centers", "labels"), kmeans(S, k, generator=generator)))
-        )
+        centers, labels = kmeans(S, len(santa.centers), generator=generator)
+        return santa.but(memory=S, centers=centers, labels=labels)
     if name == "official":
-        centers, labels = kmeans(S, k, 10, generator, "random")
-        return _official(santa.but(memory=S, centers=centers, labels=labels), generator)
-    if name == "shift":
-        if audio_mean is None or audio_mean.shape != S.shape[1:]:
-            raise ValueError(
-                f"bridge 'shift' needs audio_mean ({S.shape[1]},): the mean of unit audio vectors"
-            )
-        offset = S.mean(0) - audio_mean.to(S)
-    to_text = {
-        "nearest": lambda a: S[(a @ S.T).argmax(1)],
-        "memory": lambda a: (a @ S.T / santa.tau).softmax(-1) @ S,
-        "projection": lambda a: _unit((100 * a @ S.T).softmax(-1) @ S),
-        "shift": lambda a: a + offset,
-    }[name]
-
-    return torch.no_grad()(lambda z: _over(to_text, _unit(z), S, len(S)))
-
-
-def _official(santa, generator):
-    count = torch.arange(len(santa.labels), device=santa.labels.device)
-    first = torch.zeros(len(santa.centers), dtype=torch.long, device=count.device)
-    first = first.scatter_reduce(
-        0, santa.labels, count, "amin", include_self=False
-    )  # (K,) each cluster's first row
+        return _official(santa, S, generator)
+    if name == "shift" and (audio_mean is None or audio_mean.shape != S.shape[1:]):
+        raise ValueError(f"shift needs audio_mean ({S.shape[1]},): the mean of unit audio vectors")
 
     def across(a):
-        rows, valid, closest = santa.retrieve(a)
-        lacking = (0, santa.L - rows.shape[1])
-        rows, valid = F.pad(rows, lacking), F.pad(valid, lacking)  # (B, L)
-        rows = torch.where(valid, rows, first[closest][:, None])
-        return santa.blend(
-            a, add_noise(santa.memory[rows], santa.variance, generator), torch.ones_like(valid)
-        )
+        return EQUATIONS[name](a, S, santa.tau, audio_mean)
+
+    return torch.no_grad()(lambda z: _over(across, _unit(z), S, len(S)))
+
+
+def _official(santa, S, generator):
+    """Santa as the released code computes it, on the memory's clean texts S.
+
+    The clusters come from 10 Lloyd iterations, begun at random rows. Distance, dot product and
+    blend take the audio vector as it comes. msclap's have length 32 or so, which outweighs the
+    texts; on unit vectors it is another method. Each call draws new noise on the retrieved rows. A
+    cluster smaller than L is filled up with copies of its first row, each with its own noise. The
+    released code crashes on an empty cluster; this takes the closest one with rows.
+    """
+    centers, labels = kmeans(S, len(santa.centers), 10, generator, "random")
+    santa = santa.but(memory=S, centers=centers, labels=labels)
+
+    def across(z):
+        rows, valid, cluster = santa.retrieve(z)
+        missing = (0, santa.L - rows.shape[1])
+        rows, valid = F.pad(rows, missing), F.pad(valid, missing)  # (B, L)
+        first = (santa.labels == cluster[:, None]).byte().argmax(1, keepdim=True)  # (B, 1)
+        rows = torch.where(valid, rows, first)
+        noisy = add_noise(santa.memory[rows], santa.variance, generator)
+        return santa.blend(z, noisy, torch.ones_like(valid))
 
     return torch.no_grad()(lambda z: _over(across, z, santa.memory, santa.scratch))
 
 
-# --- measures of the gap --------------------------------------------------------------------------------------------------
+# --- measures of the gap ---
 
 
 def _pairs(text, audio):
-    _check_rows(text, "text"), _check_rows(audio, "audio")
-    if text.shape != audio.shape:
-        raise ValueError(
-            f"row i of text and of audio are a pair, so {tuple(text.shape)} and {tuple(audio.shape)} must match"
-        )
+    _check_rows(text, "text")
+    _check_rows(audio, "audio", *text.shape)
     return _unit(text), _unit(audio).to(text.device)
 
 
 @torch.no_grad()
-def noise_variance(text, audio, n=30, generator=None):
-    """The variance of training noise that reaches over the gap (section 3.2, after Deshmukh et al. 2024), a float.
+def noise_variance(text: Tensor, audio: Tensor, n: int = 30, generator=None) -> float:
+    """The variance of training noise that reaches across the gap (section 3.2).
 
-    text (N, D), audio (N, D): row i of both describes one clip. Of n random pairs (all where N < n) the mean of the largest
-    absolute difference between the two unit vectors is a standard deviation; its square is the variance. The paper's 0.015
-    is 0.1225 squared. Raises ValueError where the two do not match.
+    text (N, D), audio (N, D): row i of both describes one clip. Each of n random pairs (at most N)
+    has a largest absolute difference between its two unit vectors. Their mean is a standard
+    deviation, its square the variance (Deshmukh et al. 2024). Raises ValueError if shapes differ.
     """
     text, audio = _pairs(text, audio)
     pick = _draw(torch.randperm, text, len(text), generator=generator)[:n]
@@ -467,63 +433,52 @@ def noise_variance(text, audio, n=30, generator=None):
 
 
 def _recall(queries, items, ks):
-    """For each k, the share of queries (N, D) whose own row of items (N, D) is among the k most similar.
-
-    Ties count as drawn at random.
-    """
-    hits, start = [0.0] * len(ks), 0
+    """For each k, the share of queries whose own item is among the k most similar; ties share."""
+    hits, start = dict.fromkeys(ks, 0.0), 0
     for q in _chunks(queries, len(items)):
         similar = q @ items.T  # (b, N)
         own = similar.diagonal(start)[:, None]
-        above, level, start = (similar > own).sum(1), (similar == own).sum(1), start + len(q)
-        hits = [h + ((k - above) / level).clamp(0, 1).sum().item() for h, k in zip(hits, ks)]
-    return [h / len(queries) for h in hits]
+        above, level = (similar > own).sum(1), (similar == own).sum(1)
+        for k in ks:
+            hits[k] += ((k - above) / level).clamp(0, 1).sum().item()
+        start += len(q)
+    return [hits[k] / len(queries) for k in ks]
 
 
 @torch.no_grad()
-def gap(text, audio, folds=5):
-    """How far apart the modalities are: what the discrepancy of Theorem 3.1 depends on, measured. -> a dict of floats.
+def gap(text: Tensor, audio: Tensor, folds: int = 5) -> dict[str, float]:
+    """How far apart the modalities are, which the discrepancy of Theorem 3.1 depends on.
 
-    text (N, D), audio (N, D): row i of both describes one clip; audio may be what a bridge made of it. On unit vectors:
+    text (N, D), audio (N, D), perhaps across a bridge: rows i describe one clip. On unit vectors:
         centroid_distance       between the two means, 0 to 2
         paired_cosine           mean over pairs
-        audio_to_text_R@1, @10  share of audio whose own text is among the 1 or 10 closest of all N; and text_to_audio_R@
-        classifier_error        of logistic regression that tells the modalities apart, cross-validated, both halves of a
-                                pair in the same fold: 0 where they are apart, 0.5 where they cannot be told apart
-        a_distance              proxy A-distance 2 (1 - 2 classifier_error), 2 to 0 (an error over 0.5 counts as 0.5)
-    Raises ValueError where text and audio do not match or there are fewer pairs than folds.
+        audio_to_text_R@1, @10  share of audio whose own text is among the 1 or 10 closest of all N
+        text_to_audio_R@1, @10  the same from text to audio
+        classifier_error        of cross-validated logistic regression that tells them apart (a pair
+                                is in one fold): 0 where it can, 0.5 where it cannot
+        a_distance              proxy A-distance max(0, 2 (1 - 2 classifier_error)), 0 to 2
+    Raises ValueError if their shapes differ or there are fewer pairs than folds.
     """
-    from sklearn.linear_model import (
-        LogisticRegression,
-    )  # here, for all else runs without loading scikit-learn
+    # imported here, so that everything else runs without loading scikit-learn
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     text, audio = _pairs(text, audio)
-    n = len(text)
-    if n < folds:
-        raise ValueError(f"{n} pairs cannot be split into {folds} folds")
-    both, side, pair = (
-        torch.cat([text, audio]).cpu().numpy(),
-        torch.arange(2 * n) >= n,
-        torch.arange(2 * n) % n,
-    )
-    guess = cross_val_predict(
-        LogisticRegression(max_iter=1000),
-        both,
-        side.numpy(),
-        groups=pair.numpy(),
-        cv=GroupKFold(folds),
-    )
-    error = (guess != side.numpy()).mean().item()
-    recalls = {
-        f"{name}_R@{k}": share
-        for name, *sides in (("audio_to_text", audio, text), ("text_to_audio", text, audio))
-        for k, share in zip((1, 10), _recall(*sides, (1, 10)))
-    }
+    if len(text) < folds:
+        raise ValueError(f"{len(text)} pairs cannot be split into {folds} folds")
+    row, both = torch.arange(2 * len(text)), torch.cat([text, audio]).cpu().numpy()
+    is_audio, pair = (row >= len(text)).numpy(), (row % len(text)).numpy()
+    classifier, split = LogisticRegression(max_iter=1000), GroupKFold(folds)
+    guess = cross_val_predict(classifier, both, is_audio, groups=pair, cv=split)
+    error = (guess != is_audio).mean().item()
+    from_audio, from_text = _recall(audio, text, (1, 10)), _recall(text, audio, (1, 10))
     return {
         "centroid_distance": (text.mean(0) - audio.mean(0)).norm().item(),
         "paired_cosine": (text * audio).sum(1).mean().item(),
-        **recalls,
+        "audio_to_text_R@1": from_audio[0],
+        "audio_to_text_R@10": from_audio[1],
+        "text_to_audio_R@1": from_text[0],
+        "text_to_audio_R@10": from_text[1],
         "classifier_error": error,
         "a_distance": max(0.0, 2 * (1 - 2 * error)),
     }

@@ -142,7 +142,7 @@ def test_crops_lie_where_they_should():
     assert drawn[:20] == [
         starts(load_audio(data, 1000, 9.99, "random", g)[None])[0] for _ in range(20)
     ]
-    with pytest.raises(ValueError, match="'center', 'random' or 'windows', not 'left'"):
+    with pytest.raises(ValueError, match="center, random, windows, not 'left'"):
         load_audio(data, 1000, 1, "left")
 
 
@@ -175,8 +175,8 @@ def test_a_file_cut_off_gives_what_decodes(tmp_path, format, subtype):
     data = as_bytes(wave, 8000, format, subtype)
     (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
     got = load_audio(tmp_path / "cut.wav", 8000, 2).numpy()
-    match = lambda a, b: fftconvolve(a, b[::-1], "valid")
-    scores = match(wave, got) / np.sqrt(match(wave**2, np.ones(16000)) * (got**2).sum())
+    energy = fftconvolve(wave**2, np.ones(16000), "valid") * (got**2).sum()
+    scores = fftconvolve(wave, got[::-1], "valid") / np.sqrt(energy)
     assert scores.max() > 0.95  # a real stretch of it,
     assert 8_000 < scores.argmax() < 20_000  # about the middle of the first half
 

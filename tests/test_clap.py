@@ -65,7 +65,7 @@ def tok():
 
 
 def shake(model, seed=0):
-    """Weights so large that different inputs give really different outputs; batch norm as if it had been trained."""
+    """Weights so large that different inputs give different outputs; batch norm as if trained."""
     g = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         p.data.normal_(0, p[0].numel() ** -0.5 if p.ndim > 1 else 0.2, generator=g)
@@ -122,7 +122,7 @@ def differ(x, least=1e-2):
     return all((x[i] - x[j]).abs().max() > least for i in range(len(x)) for j in range(i))
 
 
-# --- parity -----------------------------------------------------------------------------------------------------------
+# --- parity ---
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +139,7 @@ def msclap_oracle():
     return Wrapper, model
 
 
+@pytest.mark.slow
 def test_msclap_parity(msclap_oracle, tok, tmp_path):
     Wrapper, msclap = msclap_oracle
     torch.save({"model": msclap.state_dict()}, tmp_path / "CLAP_weights_2023.pth")
@@ -185,7 +186,7 @@ def test_msclap_parity(msclap_oracle, tok, tmp_path):
 
 
 def laion(folder, fusion):
-    """A small ClapModel with random weights, its tokenizer and feature extractor, as transformers saves them."""
+    """A small random ClapModel, its tokenizer and extractor, saved as transformers saves them."""
     t = bpe()
     t.add_special_tokens(["<s>", "<pad>", "</s>"])
     s, pad, end = (t.token_to_id(x) for x in ("<s>", "<pad>", "</s>"))
@@ -246,7 +247,7 @@ def test_laion_parity(fusion, tmp_path):
         mel = extractor(list(waves.numpy()), sampling_rate=16000, return_tensors="pt")[
             "input_features"
         ]
-        # a clip that is not longer than the window; the extractor itself would call one of each batch "longer"
+        # no clip is longer than the window; the extractor would call one of each batch "longer"
         audio = model.get_audio_features(
             input_features=mel, is_longer=torch.zeros(4, 1, dtype=bool)
         ).pooler_output
@@ -267,7 +268,7 @@ def test_laion_parity(fusion, tmp_path):
 
 
 def test_mel_is_the_textbook_one(clap):
-    """Against numpy, frame by frame: centred, reflected, periodic Hann, power, mel matrix, 10 log10(max(., 1e-10))."""
+    """Against numpy: centred, reflected, periodic Hann, power, mel matrix, decibels."""
     wave = sounds(2, clap.samples)[1]
     n, hop = clap.config.n_fft, clap.config.hop
     padded = np.pad(wave.double().numpy(), n // 2, mode="reflect")
@@ -281,11 +282,11 @@ def test_mel_is_the_textbook_one(clap):
     assert (got[1] == -100).all()
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# --- text ---
 
 
 def alone(clap, text):
-    """The vector of one text by hand: no padding, no batch, the hidden state at the very last token."""
+    """The vector of one text by hand: no padding, no batch, the hidden state at the last token."""
     ids = clap.tokenizer(text + " <|endoftext|>").input_ids
     if len(ids) > clap.config.max_tokens:
         ids = ids[: clap.config.max_tokens - 2] + clap.tokenizer(" <|endoftext|>").input_ids
@@ -346,7 +347,7 @@ def test_no_texts_and_one_string(clap):
         clap.encode_text("a dog")
 
 
-# --- audio vectors ----------------------------------------------------------------------------------------------------
+# --- audio vectors ---
 
 
 def test_audio_does_not_depend_on_its_batch(clap):
@@ -394,7 +395,7 @@ def test_encode_file_averages_windows(clap, tmp_path):
     ).abs().max() > 1e-4
 
 
-# --- saved, frozen, trained -------------------------------------------------------------------------------------------
+# --- saved, frozen, trained ---
 
 
 def test_round_trip_is_exact(clap, tmp_path):
@@ -437,6 +438,7 @@ def test_encoding_while_training_changes_nothing(tok):
     assert clap.training and all(torch.equal(v, state[k]) for k, v in clap.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_small_one_trains(tok):
     """The example of the docstring: gradients reach every parameter, and tones find their names."""
     clap = small(tok, dropout=0.0).train()
@@ -521,21 +523,35 @@ def test_missing_tensors_are_named(clap, tmp_path):
     del state["text_projection.linear2.weight"], state["mel_matrix"]
     clap_module.save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(
-        ValueError, match="lacks 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"
+        ValueError, match="missing 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"
     ):
         CLAP.from_pretrained(tmp_path)
 
 
+MY_PAIR = """
+class Pair:
+    dim, sample_rate, seconds = 3, 16000, 2.0
+
+    def encode_text(self, texts):
+        return len(texts)
+
+    def encode_audio(self, waves):
+        return waves
+
+
+class Half:
+    dim = 3
+    encode_text = 1
+"""
+
+
 def test_your_own_pair(clap, tmp_path, monkeypatch):
-    (tmp_path / "my_pair.py").write_text(
-        "class Pair:\n    dim, sample_rate, seconds = 3, 16000, 2.0\n    def encode_text(self, x): return len(x)\n"
-        "    def encode_audio(self, waves): return waves\nclass Half:\n    dim = 3\n    encode_text = 1\n"
-    )
+    (tmp_path / "my_pair.py").write_text(MY_PAIR)
     monkeypatch.syspath_prepend(tmp_path)
     pair = load_clap("my_pair:Pair")
     assert pair.encode_text(["a", "b"]) == 2 and pair.sample_rate == 16000
     with pytest.raises(
-        TypeError, match="my_pair:Half returned .* lacks encode_audio, sample_rate, seconds"
+        TypeError, match="my_pair:Half returned .* missing encode_audio, sample_rate, seconds"
     ):
         load_clap("my_pair:Half")
     with pytest.raises(AttributeError, match="Nothing"):
