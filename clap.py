@@ -333,7 +333,7 @@ def check_audio(config, audio):
     frames = round(config.sample_rate * config.seconds) // config.hop + 1
     if frames > fold * size:
         found = f"{config.seconds:g} s make {frames} frames"
-        raise ValueError(f"{found} and HTSAT takes {fold * size}: raise hop or spec_size")
+        raise ValueError(f"{found} and HTSAT takes {fold * size} at most: raise hop or spec_size")
     stages, heads = len(audio.depths), len(audio.num_attention_heads)
     if heads != stages:
         raise ValueError(f"{stages} depths but {heads} num_attention_heads")
@@ -414,7 +414,8 @@ def msclap_state(path):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as e:
-        raise ValueError(f"{path} is no msclap checkpoint with a 'model': {e!r}") from e
+        need = "a dict with tensors under 'model'"
+        raise ValueError(f"{path} is no msclap checkpoint, {need}: {e!r}") from e
     state = {}
     for key, tensor in saved.items():
         for theirs, ours in renamed:

@@ -11,6 +11,7 @@ generator's device and then moved: a CPU generator gives the same numbers for te
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -68,9 +69,9 @@ def _check_rows(x, name, rows=None, width=None):
 def add_noise(z: Tensor, variance: float, generator=None) -> Tensor:
     """Unit vectors (..., D): z normalised, plus N(0, variance) in each dimension, normalised again.
 
-    z (..., D) of any length; float32 comes out (float64 stays). `variance` is the noise's in each
-    dimension; 0 only normalises. The paper's 0.015 is 0.1225 squared: in 1024 dimensions the cosine
-    with z becomes 0.25. Raises ValueError if it is negative or not finite. Eq. 1's E_T(T) + eps.
+    z (..., D) of any length; float32 comes out (float64 stays). variance 0 only normalises. The
+    paper's 0.015 is 0.1225 squared: in 1024 dimensions the cosine with z becomes 0.25. Eq. 1's
+    E_T(T) + eps. Raises ValueError for a variance that is negative or not finite.
     """
     if not 0 <= variance < math.inf:
         raise ValueError(f"variance must be a finite number >= 0, not {variance}")
@@ -186,8 +187,8 @@ def kmeans(x: Tensor, k: int, iters=100, generator=None, init="++") -> tuple[Ten
     `init` is "++" (greedy k-means++), "random" (k different rows) or the first centers (k, D). An
     empty cluster begins again at the row farthest from its own center (several: one row each).
     Takes a centred copy of x, SCRATCH and a few numbers a row; "++" another 64 MB, or a sixteenth
-    of x, or about 4 + 2 log k numbers a row. One generator state gives one result, even on CUDA: no
-    step adds in an order left to chance. Raises ValueError for arguments that do not fit.
+    of x, or about 4 + 2 log k numbers a row. The same generator state gives the same result on CUDA
+    too: no step adds in an order left to chance. Raises ValueError for arguments that do not fit.
     """
     _check_rows(x, "x")
     if not 1 <= k <= len(x):
@@ -208,9 +209,6 @@ def kmeans(x: Tensor, k: int, iters=100, generator=None, init="++") -> tuple[Ten
     return centers + mean, _assign(x, centers, labels)[0]
 
 
-# --- Santa ---
-
-
 class Santa(nn.Module):
     """Strongly-related noisy text with audio: section 3.4, Eq. 6-7.
 
@@ -227,7 +225,7 @@ class Santa(nn.Module):
         if clean is not None:
             _check_rows(clean, "clean", *memory.shape)
         if labels.shape != memory.shape[:1] or labels.min() < 0 or labels.max() >= len(centers):
-            raise ValueError(f"labels must be ({len(memory)},), from 0 to {len(centers) - 1}")
+            raise ValueError(f"labels must be ({len(memory)},) integers below {len(centers)}")
         if int(L) != L or L < 1 or not tau > 0 or not 0 <= lam <= 1:
             raise ValueError(f"need a whole L >= 1, tau > 0, 0 <= lam <= 1, not {L}, {tau}, {lam}")
         self.L, self.tau, self.lam, self.variance = int(L), tau, lam, variance
@@ -251,7 +249,9 @@ class Santa(nn.Module):
         clean = _unit(text_vectors[order[:m]])
         if k > len(clean):
             found = f"{len(clean)} memory rows (m = {m}, {len(text_vectors)} texts)"
-            raise ValueError(f"{k} clusters from {found}: lower k, to 50 rows a cluster or so")
+            raise ValueError(
+                f"{k} clusters from {found}: lower k (the paper has 50 rows a cluster)"
+            )
         memory = add_noise(clean, variance, generator)
         centers, labels = kmeans(memory, k, generator=generator)
         return cls(memory, centers, labels, clean=clean, variance=variance, **hyper)
@@ -316,7 +316,9 @@ class Santa(nn.Module):
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if "santa" not in metadata:
-            raise ValueError(f"{path} is not a Santa memory, as Santa.build(...).save(path) writes")
+            raise ValueError(
+                f"{path} is not a Santa memory; Santa.build(...).save(path) writes one"
+            )
         return cls(**load_file(path, device=str(device)), **json.loads(metadata["santa"]))
 
 
@@ -333,7 +335,7 @@ BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise u
     "santa-mb": "Santa without its memory bank, which is `none` under Table 4's name",
     "santa-ae": "Santa without the audio vector: lam = 1 (Table 4)",
     "santa-gn": "Santa on the memory without noise (Table 4, which also trains without it)",
-    "official": "Santa as released: raw audio, clusters of clean texts, fresh noise on retrieved rows",
+    "official": "Santa as released: raw audio, clean clusters, fresh noise on the retrieved rows",
 }
 
 SANTAS = {  # Santa with other settings; without k-means, one cluster holds all
@@ -379,10 +381,7 @@ def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=Non
         return _official(santa, S, generator)
     if name == "shift" and (audio_mean is None or audio_mean.shape != S.shape[1:]):
         raise ValueError(f"shift needs audio_mean ({S.shape[1]},): the mean of unit audio vectors")
-
-    def across(a):
-        return EQUATIONS[name](a, S, santa.tau, audio_mean)
-
+    across = partial(EQUATIONS[name], S=S, tau=santa.tau, mean=audio_mean)
     return torch.no_grad()(lambda z: _over(across, _unit(z), S, len(S)))
 
 
