@@ -7,6 +7,7 @@ from data import DataError
 from experiments import ablate
 
 
+@pytest.mark.slow
 def test_ablations(project, evaluated, capsys):
     ablate.main(options(project, "tau=0.05,1", "M=10,20,400", "K=2", "figure3"))
     assert "M=400 is left out: 40 texts" in capsys.readouterr().out

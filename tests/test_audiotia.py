@@ -96,6 +96,7 @@ def test_training_text_is_not_evaluation_text(root, tmp_path):
     assert len(Source(tmp_path / "keep/audiocaps")) == 49_838
 
 
+@pytest.mark.slow
 def test_counts_are_checked(root, tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         audiotia.main(["--check", "audiocaps", "clotho", "fsd50k", "--root", str(root)])

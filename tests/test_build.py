@@ -72,6 +72,7 @@ def test_killed_and_started_again(tmp_path):
     assert not (tmp_path / "killed/audiocaps/building.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path, monkeypatch):
     small(tmp_path, 9_000)
     real, calls = writer.tar_member, []

@@ -210,6 +210,7 @@ def test_own_sets(name):
         torch.testing.assert_close(got, double(want[key]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_reference_scores(shared):
     seen = 0
     for entry in entries(shared):

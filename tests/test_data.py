@@ -135,6 +135,7 @@ def test_mixture_weights_are_kept(root):
         Plan(sources, [0, 0], 8)
 
 
+@pytest.mark.slow
 def test_same_batches_whatever_the_ranks_and_workers(root, tokenizer):
     template = Template("{audio}{instruction}", tokenizer)
     whole = ids_of(Batches(plan_of(root), template), 48)
@@ -179,6 +180,7 @@ def test_batches_are_of_similar_length():
     assert (plan.cut(Visit(1, 0, 0, 63), lengths) != cut).any()  # another visit, other batches
 
 
+@pytest.mark.slow
 def test_together_processes_side_by_side_get_like_lengths_of_one_source(tmp_path, tokenizer):
     for name, words in (("short", 2), ("long", 30)):
         rng = np.random.default_rng(words)

@@ -65,6 +65,7 @@ def test_every_label_is_read(root):
     assert len(labels.audioset_names(folders["audioset"])) == 527
 
 
+@pytest.mark.slow
 def test_the_oddities_survive(root):
     r = Root(root)
     assert sum(c["youtube"].startswith("-") for c in captions.audiocaps(r, "train")) == 2_406

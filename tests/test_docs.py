@@ -219,6 +219,7 @@ def test_every_requirement_has_its_reason():
 # --- the picture ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_picture(tmp_path):
     names = ("sound", "music")
     score = {"ACC": {"value": 0.5, "ci95": [0.4, 0.6]}}

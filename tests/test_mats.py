@@ -65,6 +65,7 @@ def test_mapper_is_the_released_architecture():
         Mapper(16, 30, 24, heads=4)
 
 
+@pytest.mark.slow
 def test_paper_sizes():
     mapper = Mapper(1024, 1024, 768)
     assert mapper(torch.randn(2, 1024)).shape == (2, 40, 768)
@@ -151,6 +152,7 @@ def test_padding_changes_nothing(tokenizer):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt2, llama])
 def test_a_training_step_never_waits_and_builds_no_mask(tokenizer, make):
     """On fake tensors, which have no values: whatever asks for a number, and so waits, raises."""

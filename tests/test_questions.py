@@ -18,6 +18,7 @@ def many():
     return [(s, t) for s in scenes for t in triples(s, r, "train")]
 
 
+@pytest.mark.slow
 def test_triples_are_valid(many):
     tasks = {"cls", "cap", "music_cap", "aqa", "open", "mcq"}
     assert {t["task"] for _, t in many} == tasks

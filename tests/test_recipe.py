@@ -24,6 +24,7 @@ def edited(tmp_path):
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, old, new",
     [
@@ -39,6 +40,7 @@ def test_other_code_is_another_world(edited, file, old, new):
     assert edited(file, old, new) != R.recipe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, old, new",
     [

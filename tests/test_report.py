@@ -198,6 +198,7 @@ def test_results_without_anything_but_scores():
 # --- the page ---
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
     rng, given = np.random.default_rng(0), []
 
@@ -235,6 +236,7 @@ def test_the_page_needs_nothing_outside_it_and_plays_the_same_bytes():
     assert len(ids) == len(set(ids)) and {a["href"][1:] for a in page.all("a")} <= set(ids)
 
 
+@pytest.mark.slow
 def test_samples_are_few_mixed_and_the_same_each_time():
     predictions = make_predictions()
     text = report.html(make_results(), predictions, lambda name, row: None, samples=6)
@@ -288,6 +290,7 @@ def test_whatever_a_model_or_a_label_says_is_shown_as_text():
     report.markdown(results)
 
 
+@pytest.mark.slow
 def test_audio_is_limited(monkeypatch):
     big, small = b"x" * (report.CLIP_BYTES + 1), b"x" * 1000
     text = report.html(

@@ -153,6 +153,7 @@ def potential(x, centers):
     return torch.cdist(x, centers).square().amin(1).sum().item()
 
 
+@pytest.mark.slow
 def test_plusplus_alone_is_as_good_as_sklearns(captions):
     """Before any Lloyd step: drawing candidates in advance must not cost quality."""
     for x, k in ((captions, 200), (blobs(3000, 8, 150, spread=0.2), 150)):
@@ -163,6 +164,7 @@ def test_plusplus_alone_is_as_good_as_sklearns(captions):
         assert ours < 1.02 * oracle < 0.99 * uniform, (ours, oracle, uniform)
 
 
+@pytest.mark.slow
 def test_plusplus_draws_by_squared_distance():
     """On four points the chance of each pair of centers is known: the better of two candidates."""
     x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])

@@ -99,6 +99,7 @@ def test_paired_of_the_same_and_of_swapped_scores():
     assert paired_means([1.0] * 50, [0.0] * 50)["p"] == pytest.approx(1e-4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_many_as_p_says():
     rng = np.random.default_rng(0)
     p = [paired_means(*rng.normal(size=(2, 25)), draws=500, seed=i)["p"] for i in range(400)]

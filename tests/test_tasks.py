@@ -189,6 +189,7 @@ def test_judged():
 # --- what the real annotation files must give ---
 
 
+@pytest.mark.slow
 def test_always_yes_on_clothoaqa(shared):
     """FACTS: 2,476 questions by majority, 1,892 of them yes/no, 56.4 % yes; 8,514 rows, at most
     .778 and .862 right; 1,312 and 1,109 unanimous."""

@@ -160,6 +160,7 @@ def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(world, w
     assert mine == theirs
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_kill_prevented_is_made_up_for(world, finished, tmp_path):
     """States are saved before they are validated."""
     shutil.copytree(finished, tmp_path / "run")
@@ -191,6 +192,7 @@ def test_a_finished_run_is_left_alone_and_another_one_is_refused(world, finished
         train.main(arguments(world, finished, lr=1e-2))
 
 
+@pytest.mark.slow
 def test_killed_between_the_last_state_and_its_model(world, finished, tmp_path):
     """The model that eval.py reads is of the last step, whenever the kill came."""
     shutil.copytree(finished, tmp_path / "run")
@@ -208,6 +210,7 @@ def test_killed_between_the_last_state_and_its_model(world, finished, tmp_path):
         assert model.santa is not None
 
 
+@pytest.mark.slow
 def test_live_text_is_cached_text(world, tmp_path):
     """Encoding in the loop gives the loss that shards embedded beforehand give."""
     clap = load_clap(str(world / "clap"))
@@ -219,6 +222,7 @@ def test_live_text_is_cached_text(world, tmp_path):
     np.testing.assert_allclose(*losses, rtol=2e-3)  # cached vectors are float16
 
 
+@pytest.mark.slow
 def test_audio_supervision(world, tmp_path, capfd):
     short = dict(val="", steps=6, save_every=6, log_every=6)
     audio = dict(train=str(world / "audio"), supervision="audio")
@@ -231,6 +235,7 @@ def test_audio_supervision(world, tmp_path, capfd):
         train.main(arguments(world, tmp_path / "x", supervision="audio"))  # vectors of texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mats_gpt2", "mats_llama", "mats_audio"])
 def test_the_papers_configs_run_with_small_weights(world, tmp_path, name):
     paper = config.load(TrainConfig, [name])

@@ -69,6 +69,7 @@ def test_captions_do_not_say_what_is_not_so():
         assert ("noise" in said) == any(w in text for w in W.NOISE[scene.noise])
 
 
+@pytest.mark.slow
 def test_captions_are_many():
     r = rng(8)
     assert len({W.caption(random_scene(r), r) for _ in range(5000)}) > 4500
