@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio import load_audio
-from data import DataError, read_source, sha256, write_atomic
+from data import DataError, Source, read_source, sha256, write_atomic
 from distributed import Ranks
 from distributed.parts import Parts, whole_lines
 from santa import BRIDGES, RELEASED_NORM, bridge
@@ -61,97 +61,97 @@ class Encoded(NamedTuple):
     text: Tensor | None  # (n, D), where all texts are known
 
 
-def encode(e: Evaluation, name: str) -> Encoded:
+def encode(evaluation: Evaluation, name: str) -> Encoded:
     """One benchmark's CLAP vectors. Clips that cannot be decoded are named, and left out."""
-    if name not in e.encoded:
-        path = e.vector_folder / f"{name}.{e.vector_keys[name]}.safetensors"
+    if name not in evaluation.encoded:
+        path = evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
         if not path.exists():
-            encode_clips(e, name, path)
+            encode_clips(evaluation, name, path)
         known, rows = load_file(path), json.loads(path.with_suffix(".json").read_text())
         kept = [i for i, row in enumerate(rows) if row["clip"] in known]
         if not kept:
-            raise DataError(f"{e.sources[name].url}: not one clip has audio that can be decoded")
+            url = evaluation.sources[name].url
+            raise DataError(f"{url}: not one clip has audio that can be decoded")
         audio = torch.stack([known[rows[i]["clip"]] for i in kept])
         text = known["text"][kept] if "text" in known else None
-        e.encoded[name] = Encoded([rows[i] for i in kept], audio, text)
-    return e.encoded[name]
+        evaluation.encoded[name] = Encoded([rows[i] for i in kept], audio, text)
+    return evaluation.encoded[name]
 
 
-def encode_clips(e: Evaluation, name: str, path: Path) -> None:
+def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
     """Writes {clip: vector, "text": (n, D)} to `path`, and the rows beside it as JSON.
 
     A clip of several questions is encoded once. Decoding runs in threads ahead of the encoder. Each
     process takes its share of the clips.
     """
-    parts = Parts(path, e.ranks, save_file, load_file)
+    ranks, clap, source = evaluation.ranks, evaluation.clap, evaluation.sources[name]
+    parts = Parts(path, ranks, save_file, load_file)
     done, rows, vectors = set(parts.merged()), [], {}
-    e.ranks.barrier()
-    bar = tqdm(
-        total=len(e.sources[name]),
-        initial=len(done),
-        desc=f"encode {name}",
-        unit=" clips",
-        leave=False,
-        disable=not e.ranks.master,
-    )
+    ranks.barrier()
+    bar = progress(f"encode {name}", len(source), "clips", ranks, done=len(done))
     with ThreadPoolExecutor(4) as pool:
-        decoded = ahead(pool, lambda clip: decode(e, name, clip), clips_of(e, name, done, rows))
+        clips = clips_of(source, ranks, done, rows)
+        decoded = ahead(pool, lambda clip: decode(clap, evaluation.crop, clip), clips)
         good = ((clip, waves) for clip, waves in decoded if waves is not None)
         while group := list(islice(good, 32)):
-            vectors |= encode_group(e.clap, group)
-            bar.update(len(group) * e.ranks.size)
+            vectors |= encode_group(clap, group)
+            bar.update(len(group) * ranks.size)
             if len(vectors) >= PART:
                 parts.add(vectors)
                 vectors = {}
     if vectors:
         parts.add(vectors)
     bar.close()
-    e.ranks.barrier()
-    if e.ranks.master:
+    ranks.barrier()
+    if ranks.master:
         vectors, texts = parts.merged(), [row["text"] for row in rows]
         if None not in texts:
-            vectors["text"] = e.clap.encode_text(texts).cpu().contiguous()
+            vectors["text"] = clap.encode_text(texts).cpu().contiguous()
         write_atomic(path.with_suffix(".json"), json.dumps(rows, ensure_ascii=False).encode())
         save_file(vectors, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)
         parts.remove()
-    e.ranks.barrier()
+    ranks.barrier()
+
+
+def progress(what: str, total: int, unit: str, ranks: Ranks, done: int = 0) -> tqdm:
+    hidden = not ranks.master
+    return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", leave=False, disable=hidden)
 
 
 class Clip(NamedTuple):
     digest: str  # of its bytes: its name among the vectors
-    id: str
+    where: str  # shards and id, for messages
     data: bytes
 
 
-def clips_of(e: Evaluation, name: str, done: set, rows: list) -> Iterator[Clip]:
+def clips_of(source: Source, ranks: Ranks, done: set, rows: list) -> Iterator[Clip]:
     """This process's share of the clips that are not done; fills `rows` with all samples."""
     seen = set(done)
-    for row in read_source(e.sources[name], audio=True):
-        data = row.pop("audio")
+    for row in read_source(source, audio=True):
+        where, data = f"{source.url}: {row['id']!r}", row.pop("audio")
         row.pop("kind")
         row.pop("vector", None)
         if data is None:
-            if e.ranks.master:
-                print(
-                    f"left out: {e.sources[name].url}: {row['id']!r} has no audio", file=sys.stderr
-                )
+            if ranks.master:
+                print(f"left out: {where} has no audio", file=sys.stderr)
             continue
-        clip = Clip(hashlib.sha256(data).hexdigest(), row["id"], data)
+        clip = Clip(hashlib.sha256(data).hexdigest(), where, data)
         rows.append({**row, "clip": clip.digest})
-        if clip.digest not in seen and int(clip.digest[:8], 16) % e.ranks.size == e.ranks.rank:
+        mine = int(clip.digest[:8], 16) % ranks.size == ranks.rank
+        if mine and clip.digest not in seen:
             seen.add(clip.digest)
             yield clip
 
 
-def decode(e: Evaluation, name: str, clip: Clip) -> tuple[str, Tensor | None]:
+def decode(clap, crop: str, clip: Clip) -> tuple[str, Tensor | None]:
     """(digest, (windows, T)); None where the audio cannot be decoded, which is named."""
     generator = torch.Generator().manual_seed(int(clip.digest[:8], 16))
     try:
-        waves = load_audio(clip.data, e.clap.sample_rate, e.clap.seconds, e.crop, generator)
+        waves = load_audio(clip.data, clap.sample_rate, clap.seconds, crop, generator)
         return clip.digest, waves.view(-1, waves.shape[-1])
     except ValueError as error:
-        print(f"left out: {e.sources[name].url}: {clip.id!r}: {error}", file=sys.stderr)
+        print(f"left out: {clip.where}: {error}", file=sys.stderr)
         return clip.digest, None
 
 
@@ -177,18 +177,18 @@ def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int 
 # --- 2. bridge ----------------------------------------------------------------------------------
 
 
-def cross(e: Evaluation, name: str, column: str, over: Callable | None = None) -> Tensor:
+def cross(evaluation: Evaluation, name: str, column: str, over: Callable | None = None) -> Tensor:
     """(n, D): one benchmark's audio vectors over the bridge `column`, or the true texts' vectors.
 
     over: the bridge, where it is not the one that `column` names.
     """
-    _, audio, text = encode(e, name)
+    _, audio, text = encode(evaluation, name)
     if column == "text":
         if text is None:
             raise DataError(f"{name}: column text {NO_TEXT}")
         return text
     if over is None:
-        santa = e.model.santa
+        santa = evaluation.model.santa
         try:
             over = bridge(column, santa, audio.mean(0), torch.Generator().manual_seed(0))
         except ValueError as error:
@@ -200,11 +200,13 @@ def cross(e: Evaluation, name: str, column: str, over: Callable | None = None) -
 # --- 3. generate --------------------------------------------------------------------------------
 
 
-def generate(e: Evaluation, name: str, column: str, over: Callable | None = None) -> list[dict]:
+def generate(
+    evaluation: Evaluation, name: str, column: str, over: Callable | None = None
+) -> list[dict]:
     """One benchmark's rows with the model's `prediction`, stored or made now."""
-    path = e.predictions(name, column)
+    path = evaluation.predictions(name, column)
     if not path.exists():
-        answer(e, name, column, over, path)
+        answer(evaluation, name, column, over, path)
     return whole_lines(path)
 
 
@@ -217,25 +219,23 @@ def load_answers(path: Path) -> dict[int, str]:
     return {line["i"]: line["prediction"] for line in whole_lines(path)}
 
 
-def answer(e: Evaluation, name: str, column: str, over: Callable | None, path: Path) -> None:
-    rows, ranks = encode(e, name).rows, e.ranks
+def answer(
+    evaluation: Evaluation, name: str, column: str, over: Callable | None, path: Path
+) -> None:
+    rows, ranks = encode(evaluation, name).rows, evaluation.ranks
     parts = Parts(path, ranks, save_answers, load_answers)
     missing = set(range(len(rows))) - parts.merged().keys()
     ranks.barrier()
     share = sorted(missing, key=lambda i: len(rows[i]["instruction"]))[ranks.rank :: ranks.size]
-    z = cross(e, name, column, over)
-    bar = tqdm(
-        total=len(share),
-        desc=f"{name}, {column}",
-        unit=" answers",
-        leave=False,
-        disable=not ranks.master,
-    )
-    for start in range(0, len(share), e.batch):
-        at = share[start : start + e.batch]
+    z = cross(evaluation, name, column, over)
+    bar = progress(f"{name}, {column}", len(share), "answers", ranks)
+    for start in range(0, len(share), evaluation.batch):
+        at = share[start : start + evaluation.batch]
         asked = [rows[i]["instruction"] for i in at]
-        tags = [(rows[i].get("tag") or "") if e.tags else "" for i in at]
-        said = e.model.generate(z[at], asked, tags, e.batch, **e.made.decoding)
+        tags = [(rows[i].get("tag") or "") if evaluation.tags else "" for i in at]
+        said = evaluation.model.generate(
+            z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
+        )
         parts.add(dict(zip(at, said)))
         bar.update(len(at))
     bar.close()
@@ -254,38 +254,44 @@ def answer(e: Evaluation, name: str, column: str, over: Callable | None, path: P
 # --- 4. score -----------------------------------------------------------------------------------
 
 
-def context(e: Evaluation, name: str, spice=None, column: str | None = None) -> Context:
+def context(evaluation: Evaluation, name: str, spice=None, column: str | None = None) -> Context:
     """What scoring needs beside the rows; of a column, the judge's verdicts too."""
     verdicts = {}
     if column and name.startswith("airbench"):
-        verdicts = read_verdicts(e, name, column)
-    return Context(e.labels[name], e.encoders, e.template, spice=spice, verdicts=verdicts)
+        verdicts = read_verdicts(evaluation, name, column)
+    return Context(
+        evaluation.labels[name],
+        evaluation.encoders,
+        evaluation.template,
+        spice=spice,
+        verdicts=verdicts,
+    )
 
 
-def read_verdicts(e: Evaluation, name: str, column: str) -> dict:
+def read_verdicts(evaluation: Evaluation, name: str, column: str) -> dict:
     """{(id, question): the judge's score} of one column's answers, as far as there are any."""
-    path = judge.verdicts_path(e.predictions(name, column))
+    path = judge.verdicts_path(evaluation.predictions(name, column))
     if not path.exists():
         return {}
-    rows = generate(e, name, column)
-    scores, unparsable = judge.verdicts(path, rows, e.judge)
+    rows = generate(evaluation, name, column)
+    scores, unparsable = judge.verdicts(path, rows, evaluation.judge)
     if unparsable:
         print(f"{name}, {column}: {unparsable} verdicts cannot be read", file=sys.stderr)
     scored = [(row["id"], row["instruction"], float(score)) for row, score in zip(rows, scores)]
     return {(id, question): score for id, question, score in scored if not math.isnan(score)}
 
 
-def zero_shot(e: Evaluation, name: str) -> dict:
+def zero_shot(evaluation: Evaluation, name: str) -> dict:
     """CLAP's own scores, without MATS; {} where the benchmark has neither classes nor choices."""
-    rows, audio, _ = encode(e, name)
+    rows, audio, _ = encode(evaluation, name)
 
     def similarity(audio, labels):
-        texts = [e.template.format(label.lower()) for label in labels]
-        return audio @ e.clap.encode_text(texts).cpu().T
+        texts = [evaluation.template.format(label.lower()) for label in labels]
+        return audio @ evaluation.clap.encode_text(texts).cpu().T
 
     known = Context()
-    if e.labels[name]:
-        known = Context(e.labels[name], scores=similarity(audio, e.labels[name]))
+    if evaluation.labels[name]:
+        known = Context(evaluation.labels[name], scores=similarity(audio, evaluation.labels[name]))
     elif name != "mmau" and all("choices" in row for row in rows):
         best = [int(similarity(a, row["choices"]).argmax()) for row, a in zip(rows, audio)]
         rows = [{**row, "prediction": row["choices"][i]} for row, i in zip(rows, best)]
@@ -294,7 +300,7 @@ def zero_shot(e: Evaluation, name: str) -> dict:
     return summaries(measure(name, rows, known))
 
 
-def predict(e: Evaluation, columns: list[str]) -> dict[tuple[str, str], list[dict]]:
+def predict(evaluation: Evaluation, columns: list[str]) -> dict[tuple[str, str], list[dict]]:
     """{(column, benchmark): rows with predictions}, by the first three steps.
 
     One benchmark's audio is encoded while another's answers are generated. Several processes keep
@@ -302,13 +308,15 @@ def predict(e: Evaluation, columns: list[str]) -> dict[tuple[str, str], list[dic
     """
     predictions, pool = {}, ThreadPoolExecutor(1)
     try:
-        if e.ranks.size == 1:
-            coming = {name: pool.submit(encode, e, name) for name in e.names}
-        for name in e.names:
-            encoded = coming[name].result() if e.ranks.size == 1 else encode(e, name)
+        if evaluation.ranks.size == 1:
+            coming = {name: pool.submit(encode, evaluation, name) for name in evaluation.names}
+        for name in evaluation.names:
+            encoded = (
+                coming[name].result() if evaluation.ranks.size == 1 else encode(evaluation, name)
+            )
             for column in columns:
                 if column != "text" or encoded.text is not None:
-                    predictions[column, name] = generate(e, name, column)
+                    predictions[column, name] = generate(evaluation, name, column)
     finally:
         pool.shutdown(cancel_futures=True)
     if not predictions:
@@ -316,17 +324,23 @@ def predict(e: Evaluation, columns: list[str]) -> dict[tuple[str, str], list[dic
     return predictions
 
 
-def score(e: Evaluation, columns: list[str], predictions: dict, spice) -> tuple[dict, dict]:
+def score(
+    evaluation: Evaluation, columns: list[str], predictions: dict, spice
+) -> tuple[dict, dict]:
     """(results for the report, {(column, benchmark): {metric: Score}})."""
-    results = describe(e, columns, {name: len(encode(e, name).rows) for name in e.names})
+    results = describe(
+        evaluation, columns, {name: len(encode(evaluation, name).rows) for name in evaluation.names}
+    )
     measured = {}
-    for name in tqdm(e.names, desc="score", leave=False):
-        results["chance"][name] = chance(name, encode(e, name).rows, context(e, name))
-        results["clap"][name] = zero_shot(e, name)
+    for name in tqdm(evaluation.names, desc="score", leave=False):
+        results["chance"][name] = chance(
+            name, encode(evaluation, name).rows, context(evaluation, name)
+        )
+        results["clap"][name] = zero_shot(evaluation, name)
         for column in columns:
             if (column, name) in predictions:
                 said = predictions[column, name]
-                found = measure(name, said, context(e, name, spice, column))
+                found = measure(name, said, context(evaluation, name, spice, column))
                 measured[column, name] = found
                 results["columns"][column][name] = summaries(found)
                 results["headline"][name] = next(iter(found))
@@ -343,12 +357,12 @@ def score(e: Evaluation, columns: list[str], predictions: dict, spice) -> tuple[
 # --- the command line ---------------------------------------------------------------------------
 
 
-def find_spice(e: Evaluation, required: bool):
+def find_spice(evaluation: Evaluation, required: bool):
     """A Spice where a benchmark wants one, or why there is none.
 
     Raises SpiceMissing where it is required.
     """
-    if not required and not any(BENCHMARKS[name].metrics is captions for name in e.names):
+    if not required and not any(BENCHMARKS[name].metrics is captions for name in evaluation.names):
         return None
     try:
         return Spice()
@@ -359,36 +373,37 @@ def find_spice(e: Evaluation, required: bool):
         return f"{first}: {'; '.join(piece.strip() for piece in pieces)}"
 
 
-def compare(e: Evaluation, a: str, b: str, spice) -> None:
+def compare(evaluation: Evaluation, a: str, b: str, spice) -> None:
     """Prints, for every benchmark and metric, whether `b` is better than `a`.
 
     a, b: columns, or two files of predictions.
     """
-    names, stored = e.names, Path(a).is_file() and Path(b).is_file()
+    names, stored = evaluation.names, Path(a).is_file() and Path(b).is_file()
     if stored:
         names = [Path(a).name.split(".")[0]]
-        if names[0] not in e.names:
+        if names[0] not in evaluation.names:
+            known = ", ".join(evaluation.names)
             raise DataError(
-                f"{a}: {names[0]!r} is none of the benchmarks {', '.join(e.names)}, and the file's "
-                "name should begin with one"
+                f"{a}: {names[0]!r} is none of the benchmarks {known}, "
+                "and the file's name should begin with one"
             )
     else:
         check_columns([a, b])
     header = f"| benchmark | metric | n | {Path(b).name} - {Path(a).name} | 95 % | p |"
     lines = [header, "|---|---|--:|--:|--:|--:|"]
     for name in names:
-        rows = [whole_lines(Path(x)) if stored else generate(e, name, x) for x in (a, b)]
+        rows = [whole_lines(Path(x)) if stored else generate(evaluation, name, x) for x in (a, b)]
         try:
             paired = report.compare(*rows)
         except ValueError as error:
             raise DataError(f"{name}: {error}") from error
         measured = [
-            measure(name, list(side), context(e, name, spice, None if stored else x))
+            measure(name, list(side), context(evaluation, name, spice, None if stored else x))
             for side, x in zip(zip(*paired), (a, b))
         ]
         for metric, test in compared(*measured).items():
             lines.append(f"| {BENCHMARKS[name].title} | {metric} | {in_cells(test)} |")
-    e.ranks.say("\n".join(lines))
+    evaluation.ranks.say("\n".join(lines))
 
 
 def in_cells(test: dict | str) -> str:
@@ -461,50 +476,60 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
     )
 
 
-def columns_of(args: argparse.Namespace, e: Evaluation) -> list[str]:
+def columns_of(args: argparse.Namespace, evaluation: Evaluation) -> list[str]:
     if args.columns:
         columns = args.columns.split(",")
         check_columns(columns)
         return columns
     # MATS-Audio needs no bridge, and has no memory
-    has_memory = (e.ckpt / "santa.safetensors").exists()
+    has_memory = (evaluation.ckpt / "santa.safetensors").exists()
     return list(COLUMNS) if has_memory else ["none"]
 
 
-def result_key(e: Evaluation, columns: list[str], spice) -> str:
+def result_key(evaluation: Evaluation, columns: list[str], spice) -> str:
     """A digest of all that the results are made of."""
-    paths = [judge.verdicts_path(e.predictions(b, c)) for c in columns for b in e.names]
+    paths = [
+        judge.verdicts_path(evaluation.predictions(b, c)) for c in columns for b in evaluation.names
+    ]
     verdicts = [sha256(path) for path in paths if path.exists()]
-    scored = list(e.match.split(",")), e.template, list(e.labels.items()), e.judge, verdicts
-    return digest(columns, e.keys, *scored, isinstance(spice, Spice))
+    scored = (
+        list(evaluation.match.split(",")),
+        evaluation.template,
+        list(evaluation.labels.items()),
+        evaluation.judge,
+        verdicts,
+    )
+    return digest(columns, evaluation.keys, *scored, isinstance(spice, Spice))
 
 
-def require_stored(e: Evaluation, columns: list[str]) -> None:
-    for name in e.names:
+def require_stored(evaluation: Evaluation, columns: list[str]) -> None:
+    for name in evaluation.names:
         for column in columns:
-            if column != "text" and not e.predictions(name, column).exists():
+            if column != "text" and not evaluation.predictions(name, column).exists():
                 raise DataError(
                     f"--score: no stored predictions for {name} with {column} from this model and "
                     "these settings"
                 )
 
 
-def evaluate(e: Evaluation, columns: list[str], spice, args: argparse.Namespace) -> None:
+def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.Namespace) -> None:
     """The four steps, and the report; nothing where nothing has changed since the last one."""
-    key, stored = result_key(e, columns, spice), e.out / "results.json"
+    key, stored = result_key(evaluation, columns, spice), evaluation.out / "results.json"
     if args.score:
-        require_stored(e, columns)
+        require_stored(evaluation, columns)
     elif stored.exists() and json.loads(stored.read_text()).get("key") == key:
-        table = (e.out / "report.md").read_text().split("\n\n")[1]
-        e.ranks.say(f"{table}\n\nnothing has changed since this was written to {e.out}")
+        table = (evaluation.out / "report.md").read_text().split("\n\n")[1]
+        evaluation.ranks.say(
+            f"{table}\n\nnothing has changed since this was written to {evaluation.out}"
+        )
         return
-    predictions = predict(e, columns)
-    if not e.ranks.master:
+    predictions = predict(evaluation, columns)
+    if not evaluation.ranks.master:
         return
-    results, measured = score(e, columns, predictions, spice)
-    write(e, {"key": key} | results, predictions, measured)
+    results, measured = score(evaluation, columns, predictions, spice)
+    write(evaluation, {"key": key} | results, predictions, measured)
     print(report.markdown(results).split("\n\n")[1])
-    print(f"\nreport, plot and predictions: {e.out} (open report.html)")
+    print(f"\nreport, plot and predictions: {evaluation.out} (open report.html)")
     cells = [cell for column in results["columns"].values() for cell in column.values()]
     failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
     if args.require and failed:
@@ -515,13 +540,13 @@ def main(argv: list[str] | None = None) -> None:
     if "--ablate" in (sys.argv[1:] if argv is None else argv):
         sys.exit("eval.py: now: python -m experiments.ablate NAME ... (--ckpt, --shards as here)")
     args = arguments().parse_args(argv)
-    e = evaluation_of(args)
-    columns, spice = columns_of(args, e), find_spice(e, bool(args.require))
+    evaluation = evaluation_of(args)
+    columns, spice = columns_of(args, evaluation), find_spice(evaluation, bool(args.require))
     if args.compare:
-        compare(e, *args.compare, spice)
+        compare(evaluation, *args.compare, spice)
     else:
-        evaluate(e, columns, spice, args)
-    e.ranks.close()
+        evaluate(evaluation, columns, spice, args)
+    evaluation.ranks.close()
 
 
 if __name__ == "__main__":

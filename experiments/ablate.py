@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import eval as evaluation
 from data import DataError, find_sources, read_source, write_atomic
-from eval import encode, generate
+from eval import arguments, context, encode, evaluation_of, generate
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
@@ -69,12 +68,12 @@ TRAINING = {
 class Variant(NamedTuple):
     """A row of a table."""
 
-    e: Evaluation
+    evaluation: Evaluation
     column: str
     over: Callable | None = None  # the bridge, where `column` does not name it
 
 
-def run(e: Evaluation, wanted: list[str], memory: str | None = None) -> None:
+def run(evaluation: Evaluation, wanted: list[str], memory: str | None = None) -> None:
     """wanted: names, each with `=value,value` for other values than the paper's.
 
     Raises DataError on an unknown name, and on values that are none.
@@ -82,17 +81,17 @@ def run(e: Evaluation, wanted: list[str], memory: str | None = None) -> None:
     for what in wanted:
         name, _, text = what.partition("=")
         values = numbers(what, text)
-        if name in ("figure3", *INFERENCE) and e.model.santa is None:
+        if name in ("figure3", *INFERENCE) and evaluation.model.santa is None:
             raise DataError(f"{name}: this model has no memory (MATS-Audio needs none)")
         if name == "figure3":
-            figure3(e)
+            figure3(evaluation)
         elif name == "table4":
-            rows = {row: Variant(e, column) for row, column in TABLE4.items()}
-            table(e, name, rows | trained_without_noise(e))
+            rows = {row: Variant(evaluation, column) for row, column in TABLE4.items()}
+            table(evaluation, name, rows | trained_without_noise(evaluation))
         elif name in INFERENCE:
-            table(e, name, inference(e, name, values, memory))
+            table(evaluation, name, inference(evaluation, name, values, memory))
         elif name in TRAINING:
-            table(e, name, training(e, name, values))
+            table(evaluation, name, training(evaluation, name, values))
         else:
             raise DataError(f"{name}: there are table4, figure3, {', '.join(INFERENCE | TRAINING)}")
 
@@ -109,9 +108,9 @@ def numbers(what: str, text: str) -> list[float] | None:
 # --- settings of inference ----------------------------------------------------------------------
 
 
-def inference(e: Evaluation, name: str, values: list | None, memory: str | None) -> dict:
+def inference(evaluation: Evaluation, name: str, values: list | None, memory: str | None) -> dict:
     """{label: Variant} of a sweep over one of Santa's settings, the model's own first."""
-    santa, sweep = e.model.santa, INFERENCE[name]
+    santa, sweep = evaluation.model.santa, INFERENCE[name]
     m, k = len(santa.memory), len(santa.centers)
     own = {"tau": santa.tau, "lambda": santa.lam, "L": santa.L, "K": k, "M": m}[name]
     texts, which = santa.clean, ""
@@ -124,7 +123,7 @@ def inference(e: Evaluation, name: str, values: list | None, memory: str | None)
             raise DataError(f"{name}: {value} is no value for it")
         value = int(value) if sweep.whole else value
         if value == own:
-            rows[f"{value:g}"] = Variant(e, "santa", santa)
+            rows[f"{value:g}"] = Variant(evaluation, "santa", santa)
             continue
         made = changed(santa, sweep.field, value, texts)
         if made is None:
@@ -132,7 +131,7 @@ def inference(e: Evaluation, name: str, values: list | None, memory: str | None)
             texts_at_hand = f"{len(texts):,} texts and {m:,} rows of memory are at hand{hint}"
             print(f"{name}={value} is left out: {texts_at_hand}")
             continue
-        rows[f"{value:g}"] = Variant(e, f"{name}={value:g}{which}", made)
+        rows[f"{value:g}"] = Variant(evaluation, f"{name}={value:g}{which}", made)
     return {f"{own:g}": rows.pop(f"{own:g}")} | rows
 
 
@@ -160,31 +159,31 @@ def vectors_of(shards: str) -> tuple[Tensor, str]:
 # --- settings of training -----------------------------------------------------------------------
 
 
-def training(e: Evaluation, name: str, values: list | None) -> dict:
+def training(evaluation: Evaluation, name: str, values: list | None) -> dict:
     """{label: Variant} of runs that differ from the model's own in one field of train.py."""
-    sweep, own = TRAINING[name], settings(e)
+    sweep, own = TRAINING[name], settings(evaluation)
     value, kind = own[sweep.field], type(own[sweep.field])
     chosen = values or sweep.values
     if name == "layers" and not values:
         chosen = sorted({*chosen, value})
-    rows = {f"{value:g}": Variant(e, "santa")}
+    rows = {f"{value:g}": Variant(evaluation, "santa")}
     for other in map(kind, chosen):
         if other != value:
-            rows[f"{other:g}"] = Variant(trained(e, {sweep.field: other}), "santa")
+            rows[f"{other:g}"] = Variant(trained(evaluation, {sweep.field: other}), "santa")
     return rows
 
 
-def trained_without_noise(e: Evaluation) -> dict:
+def trained_without_noise(evaluation: Evaluation) -> dict:
     """Table 4's last row: no noise while training, nor in the memory, which training makes."""
-    if not (e.ckpt.parent / "state.pt").exists():
+    if not (evaluation.ckpt.parent / "state.pt").exists():
         missing = "no state.pt beside the model, so its training cannot be repeated"
         print(f"w/o GN is left out: {missing}")
         return {}
-    return {"w/o GN": Variant(trained(e, {"variance": 0.0}), "santa")}
+    return {"w/o GN": Variant(trained(evaluation, {"variance": 0.0}), "santa")}
 
 
-def settings(e: Evaluation) -> dict:
-    path = e.ckpt.parent / "state.pt"
+def settings(evaluation: Evaluation) -> dict:
+    path = evaluation.ckpt.parent / "state.pt"
     if not path.exists():
         raise DataError(
             f"{path} is missing: it says how the model was trained, "
@@ -193,9 +192,9 @@ def settings(e: Evaluation) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["identity"]
 
 
-def trained(e: Evaluation, change: dict) -> Evaluation:
+def trained(evaluation: Evaluation, change: dict) -> Evaluation:
     """The evaluation of a run like the model's own but for `change`, trained or resumed now."""
-    own = settings(e)
+    own = settings(evaluation)
     now = [s.index["hash"] for s in find_sources(own["train"], own["mixture"], True)[0]]
     if now != own["data"]:
         raise DataError(
@@ -203,22 +202,22 @@ def trained(e: Evaluation, change: dict) -> Evaluation:
             "train it again first"
         )
     fields = {key: value for key, value in own.items() if key != "data"} | change
-    fields["micro_batch"] = shared_batch(fields, e.ranks.size)
+    fields["micro_batch"] = shared_batch(fields, evaluation.ranks.size)
     label = ",".join(f"{key}={value:g}" for key, value in change.items())
     key = hashlib.sha256(json.dumps([fields, now], sort_keys=True).encode()).hexdigest()[:8]
-    folder = e.out / "ablate" / "runs" / f"{label}.{key}"
+    folder = evaluation.out / "ablate" / "runs" / f"{label}.{key}"
     options = fields | {
         "out": folder,
         "build": "",
         "val": "",
         "skip_missing": True,
-        "device": e.ranks.device.type,
+        "device": evaluation.ranks.device.type,
     }
-    if e.ranks.master:
+    if evaluation.ranks.master:
         print(f"training with {label}:", flush=True)
-        train(label, [f"--{key}={value}" for key, value in options.items()], e.ranks.size)
-    e.ranks.barrier()
-    return e.like(folder / "model", folder / "eval")
+        train(label, [f"--{key}={value}" for key, value in options.items()], evaluation.ranks.size)
+    evaluation.ranks.barrier()
+    return evaluation.like(folder / "model", folder / "eval")
 
 
 def shared_batch(fields: dict, processes: int) -> int:
@@ -247,22 +246,31 @@ def train(label: str, options: list[str], processes: int) -> None:
 # --- table and plot -----------------------------------------------------------------------------
 
 
-def table(e: Evaluation, name: str, variants: dict[str, Variant]) -> None:
+def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> None:
     """Predicts and scores every variant on every benchmark; writes Markdown, JSON and plot."""
     first, rows = None, {}
     for label, variant in variants.items():
-        said = {b: generate(variant.e, b, variant.column, variant.over) for b in e.names}
-        if not e.ranks.master:
+        said = {
+            benchmark: generate(variant.evaluation, benchmark, variant.column, variant.over)
+            for benchmark in evaluation.names
+        }
+        if not evaluation.ranks.master:
             continue
-        measured = {b: measure(b, said[b], evaluation.context(e, b)) for b in e.names}
-        rows[label] = {b: headline(found, first and first[b]) for b, found in measured.items()}
+        measured = {
+            benchmark: measure(benchmark, said[benchmark], context(evaluation, benchmark))
+            for benchmark in evaluation.names
+        }
+        rows[label] = {
+            benchmark: headline(found, first and first[benchmark])
+            for benchmark, found in measured.items()
+        }
         first = first or measured
-    if not e.ranks.master:
+    if not evaluation.ranks.master:
         return
-    folder, paper = e.out / "ablate", ABLATIONS.get(name, {})
+    folder, paper = evaluation.out / "ablate", ABLATIONS.get(name, {})
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(name, rows, paper)
-    made = asdict(e.made)
+    made = asdict(evaluation.made)
     found = {"rows": rows, "made": made, "paper": {str(key): v for key, v in paper.items()}}
     write_atomic(folder / f"{name}.json", json.dumps(found, indent=1, default=float).encode())
     write_atomic(folder / f"{name}.md", text.encode())
@@ -283,7 +291,7 @@ def headline(measured: dict, first: dict | None) -> dict:
 
 def markdown(name: str, rows: dict, paper: dict) -> str:
     own = next(iter(rows.values()))
-    heads = [f"{BENCHMARKS[b].title} ({row['metric']})" for b, row in own.items()]
+    heads = [f"{BENCHMARKS[benchmark].title} ({row['metric']})" for benchmark, row in own.items()]
     heads = [name, *heads, f"paper, AudioCaps ({ABLATED_IN[name]})"]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     for label, row in rows.items():
@@ -331,8 +339,8 @@ def plot(name: str, rows: dict, paper: dict, path: Path) -> None:
     at = np.array([float(label) for label in order]) if by_value else np.arange(len(order))
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
-    for b, own in rows[order[0]].items():
-        cells = [rows[label][b] for label in order]
+    for benchmark, own in rows[order[0]].items():
+        cells = [rows[label][benchmark] for label in order]
         values = np.array([cell["value"] for cell in cells], float)
         spread = np.array([cell["ci95"] or (np.nan, np.nan) for cell in cells], float)
         axis.errorbar(
@@ -344,7 +352,7 @@ def plot(name: str, rows: dict, paper: dict, path: Path) -> None:
             lw=1 if numeric else 0,
             elinewidth=0.5,
             capsize=2,
-            label=f"{b}, {own['metric']}",
+            label=f"{benchmark}, {own['metric']}",
         )
     theirs = [(x, cider(published(paper, label))) for x, label in zip(at, order)]
     theirs = [(x, value) for x, value in theirs if value is not None]
@@ -365,13 +373,13 @@ def cider(text: str) -> float | None:
 # --- Figure 3 -----------------------------------------------------------------------------------
 
 
-def figure3(e: Evaluation, n: int = 350) -> None:
+def figure3(evaluation: Evaluation, n: int = 350) -> None:
     """t-SNE of n pairs of texts and audio, and below each panel the numbers of `santa.gap`.
 
     CLAP's own vectors; with noise on the texts; the audio over the memory; over Santa.
     """
-    text, audio = pairs(e, n)
-    santa = e.model.santa
+    text, audio = pairs(evaluation, n)
+    santa = evaluation.model.santa
     noisy = add_noise(text, santa.variance, torch.Generator().manual_seed(0))
     panels = {
         "CLAP": (text, audio),
@@ -379,7 +387,7 @@ def figure3(e: Evaluation, n: int = 350) -> None:
         "memory": (noisy, bridge("memory", santa)(audio)),
         "Santa": (noisy, santa(audio)),
     }
-    if not e.ranks.master:
+    if not evaluation.ranks.master:
         return
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     axes = figure.subplots(1, 4)
@@ -395,7 +403,7 @@ def figure3(e: Evaluation, n: int = 350) -> None:
             fontsize=9,
         )
     axes[0].legend(frameon=False)
-    folder = e.out / "ablate"
+    folder = evaluation.out / "ablate"
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "figure3.png", dpi=120)
     found = {"pairs": len(text), "panels": measured}
@@ -403,9 +411,9 @@ def figure3(e: Evaluation, n: int = 350) -> None:
     print(f"{len(text)} pairs; written to {folder}/figure3.png\n{json.dumps(measured, indent=1)}")
 
 
-def pairs(e: Evaluation, n: int) -> tuple[Tensor, Tensor]:
+def pairs(evaluation: Evaluation, n: int) -> tuple[Tensor, Tensor]:
     """(n, D) texts and (n, D) audio, row by row of one clip; a clip of several questions once."""
-    known = [encode(e, name) for name in e.names]
+    known = [encode(evaluation, name) for name in evaluation.names]
     known = [encoded for encoded in known if encoded.text is not None]
     if not known:
         raise DataError("figure3 needs shards whose samples have both a text and audio")
@@ -429,16 +437,16 @@ def scatter(axis, text: Tensor, audio: Tensor) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.arguments()
+    parser = arguments()
     parser.description = __doc__
     known = ", ".join(["table4", "figure3", *INFERENCE, *TRAINING])
     parser.add_argument("names", nargs="+", metavar="NAME[=VALUE,...]", help=known)
     larger = "M, K: shards of texts with vectors, for memories larger than the model's own"
     parser.add_argument("--memory", metavar="SHARDS", help=larger)
     args = parser.parse_args(argv)
-    e = evaluation.evaluation_of(args)
-    run(e, args.names, args.memory)
-    e.ranks.close()
+    evaluation = evaluation_of(args)
+    run(evaluation, args.names, args.memory)
+    evaluation.ranks.close()
 
 
 if __name__ == "__main__":

@@ -13,20 +13,23 @@ from scoring.evaluation import DECODING, Evaluation
 from scoring.tasks import BENCHMARKS
 
 
-def describe(e: Evaluation, columns: list[str], n: dict[str, int]) -> dict:
+def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> dict:
     """The results without the scores; n: rows of each benchmark."""
-    made = asdict(e.made)
+    made = asdict(evaluation.made)
     made["decoding"] = next(
-        (name for name, words in DECODING.items() if words == e.made.decoding),
-        json.dumps(e.made.decoding),
+        (name for name, words in DECODING.items() if words == evaluation.made.decoding),
+        json.dumps(evaluation.made.decoding),
     )
     return {
-        "ckpt": str(e.ckpt),
+        "ckpt": str(evaluation.ckpt),
         "made": made,
-        "notes": notes(e),
-        "titles": {name: BENCHMARKS[name].title for name in e.names},
+        "notes": notes(evaluation),
+        "titles": {name: BENCHMARKS[name].title for name in evaluation.names},
         "n": n,
-        "clips": {name: e.sources[name].index.get("published", n[name]) for name in e.names},
+        "clips": {
+            name: evaluation.sources[name].index.get("published", n[name])
+            for name in evaluation.names
+        },
         "headline": {},
         "chance": {},
         "clap": {},
@@ -35,33 +38,34 @@ def describe(e: Evaluation, columns: list[str], n: dict[str, int]) -> dict:
     }
 
 
-def notes(e: Evaluation) -> list[str]:
-    encoders = ["CLAP’s text tower" if name == "clap" else name for name in e.encoders]
+def notes(evaluation: Evaluation) -> list[str]:
+    encoders = ["CLAP’s text tower" if name == "clap" else name for name in evaluation.encoders]
     lines = [
-        f"ACC and mAP: text matching with {' and '.join(encoders)}, label template {e.template!r}.",
+        f"ACC and mAP: text matching with {' and '.join(encoders)}, "
+        f"label template {evaluation.template!r}.",
         "Chance: an answer that did not listen. Intervals: 95 % bootstrap over items; CIDEr-D's "
         "document frequencies are those of the whole set.",
     ]
-    if any("mmau" in name for name in e.names):
+    if any("mmau" in name for name in evaluation.names):
         lines.append(
             "MMAU's labels are those of the file that the shards were built from; "
             "v05.15.25 differs from the paper's."
         )
-    if "clothoaqa" in e.names:
+    if "clothoaqa" in evaluation.names:
         lines.append("ClothoAQA: the paper's sizes fit the majority rule.")
-    if not e.tags:
+    if not evaluation.tags:
         lines.append("Without the released code's tags.")
     return lines
 
 
-def write(e: Evaluation, results: dict, predictions: dict, measured: dict) -> None:
+def write(evaluation: Evaluation, results: dict, predictions: dict, measured: dict) -> None:
     """results.json, report.md, report.html, results.png, and MMAU's file to hand in."""
     rows = {}
     for (column, name), said in predictions.items():
         scores = measured[column, name][results["headline"][name]].per_item
         rows[column, name] = said if scores is None else with_scores(said, scores, name)
         if name == "mmau":
-            write_submission(e.out / column / "mmau.submission.json", said)
+            write_submission(evaluation.out / column / "mmau.submission.json", said)
     clips = {}
 
     def sound(name, row):
@@ -70,15 +74,15 @@ def write(e: Evaluation, results: dict, predictions: dict, measured: dict) -> No
             last = [column for column, benchmark in rows if benchmark == name][-1]
             shown = report.choose(rows[last, name], report.SAMPLES, name)
             keys = {row["key"] for row in shown}
-            found = read_source(e.sources[name], audio=True)
+            found = read_source(evaluation.sources[name], audio=True)
             clips[name] = {s["key"]: (s["kind"], s["audio"]) for s in found if s["key"] in keys}
         return clips[name].get(row["key"])
 
-    write_atomic(e.out / "report.md", report.markdown(results).encode())
-    write_atomic(e.out / "report.html", report.html(results, rows, sound).encode())
-    report.plot(results, e.out / "results.png")
+    write_atomic(evaluation.out / "report.md", report.markdown(results).encode())
+    write_atomic(evaluation.out / "report.html", report.html(results, rows, sound).encode())
+    report.plot(results, evaluation.out / "results.png")
     # last: it says that all is there
-    write_json(e.out / "results.json", results)
+    write_json(evaluation.out / "results.json", results)
 
 
 def write_json(path: Path, value) -> None:
