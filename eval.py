@@ -306,14 +306,12 @@ def predict(evaluation: Evaluation, columns: list[str]) -> dict[tuple[str, str],
     One benchmark's audio is encoded while another's answers are generated. Several processes keep
     step instead.
     """
-    predictions, pool = {}, ThreadPoolExecutor(1)
+    predictions, coming, pool = {}, {}, ThreadPoolExecutor(1)
     try:
         if evaluation.ranks.size == 1:
             coming = {name: pool.submit(encode, evaluation, name) for name in evaluation.names}
         for name in evaluation.names:
-            encoded = (
-                coming[name].result() if evaluation.ranks.size == 1 else encode(evaluation, name)
-            )
+            encoded = coming[name].result() if coming else encode(evaluation, name)
             for column in columns:
                 if column != "text" or encoded.text is not None:
                     predictions[column, name] = generate(evaluation, name, column)
@@ -328,14 +326,11 @@ def score(
     evaluation: Evaluation, columns: list[str], predictions: dict, spice
 ) -> tuple[dict, dict]:
     """(results for the report, {(column, benchmark): {metric: Score}})."""
-    results = describe(
-        evaluation, columns, {name: len(encode(evaluation, name).rows) for name in evaluation.names}
-    )
+    rows = {name: encode(evaluation, name).rows for name in evaluation.names}
+    results = describe(evaluation, columns, {name: len(part) for name, part in rows.items()})
     measured = {}
     for name in tqdm(evaluation.names, desc="score", leave=False):
-        results["chance"][name] = chance(
-            name, encode(evaluation, name).rows, context(evaluation, name)
-        )
+        results["chance"][name] = chance(name, rows[name], context(evaluation, name))
         results["clap"][name] = zero_shot(evaluation, name)
         for column in columns:
             if (column, name) in predictions:
@@ -346,11 +341,9 @@ def score(
                 results["headline"][name] = next(iter(found))
     last = results["columns"][columns[-1]]
     for name in last:
-        headline = last[name][results["headline"][name]]
-        results["benchmarks"][name] = {metric: s["value"] for metric, s in last[name].items()} | {
-            "n": results["n"][name],
-            "ci95": headline["ci95"],
-        }
+        values = {metric: cell["value"] for metric, cell in last[name].items()}
+        interval = last[name][results["headline"][name]]["ci95"]
+        results["benchmarks"][name] = values | {"n": results["n"][name], "ci95": interval}
     return results, measured
 
 
