@@ -215,9 +215,7 @@ class CLAP(nn.Module):
         # 256 is 2.5 times slower on a CPU
         batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         ids = self.token_ids(texts)
-        order = sorted(
-            range(len(ids)), key=lambda i: len(ids[i])
-        )  # similar lengths, little padding
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # so that little is padded
         out = torch.empty(len(ids), self.dim, device=self.device)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -396,7 +394,7 @@ def read_transformers(name):
 
 
 def msclap_state(path):
-    """The tensors of an msclap 2023 checkpoint under our names (facts, section 3)."""
+    """The tensors of an msclap 2023 checkpoint under our names."""
     renamed = [
         ("caption_encoder.base.", "text_model."),
         ("caption_encoder.projection.", "text_projection."),

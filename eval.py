@@ -185,7 +185,7 @@ def cross(evaluation: Evaluation, name: str, column: str, over: Callable | None 
     _, audio, text = encode(evaluation, name)
     if column == "text":
         if text is None:
-            raise DataError(f"{name}: column text {NO_TEXT}")
+            raise DataError(f"{name}: {NO_TEXT}")
         return text
     if over is None:
         santa = evaluation.model.santa
@@ -530,7 +530,7 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
 
 
 def main(argv: list[str] | None = None) -> None:
-    if "--ablate" in (sys.argv[1:] if argv is None else argv):
+    if any(word.startswith("--ablate") for word in (sys.argv[1:] if argv is None else argv)):
         sys.exit("eval.py: now: python -m experiments.ablate NAME ... (--ckpt, --shards as here)")
     args = arguments().parse_args(argv)
     evaluation = evaluation_of(args)

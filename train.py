@@ -258,17 +258,27 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
     if is_trained(out, cfg, start):
         return None
     if ranks.master:
-        log.rewrite(out, [line for line in log.read(out) if line["step"] <= start and state])
+        lines = log.read(out) if state else []
+        log.rewrite(out, [line for line in lines if line["step"] <= start])
     model = build_model(cfg, ranks.device, state)
     optimizer = build_optimizer(cfg, model, state)
     net = wrap(cfg, model, ranks)
     validation = find_sources(cfg.val)[0] if cfg.val else []
     clap = load_encoder(cfg, sources, validation, ranks.device)
-    objective = Objective(cfg, ranks.device, clap)
-    batches = held_out(cfg, validation, model)
-    scaler = torch.amp.GradScaler(ranks.device.type, init_scale=1.0)
-    data = sources, weights, batches
-    run = Run(cfg, ranks, identity, start, *data, model, net, objective, optimizer, scaler)
+    run = Run(
+        cfg=cfg,
+        ranks=ranks,
+        identity=identity,
+        start=start,
+        sources=sources,
+        weights=weights,
+        validation=held_out(cfg, validation, model),
+        model=model,
+        net=net,
+        objective=Objective(cfg, ranks.device, clap),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(ranks.device.type, init_scale=1.0),
+    )
     if ranks.master and cfg.memory and cfg.supervision == "text":
         model.santa = make_memory(run)
     return run
@@ -508,7 +518,7 @@ def refuse_bad(cfg: TrainConfig) -> None:
     if cfg.schedule not in ("linear", "cosine") or cfg.supervision not in ("text", "audio"):
         sys.exit("schedule is linear or cosine, and supervision text or audio")
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if cfg.batch_size <= 0 or cfg.batch_size % (cfg.micro_batch * processes):
+    if cfg.micro_batch < 1 or cfg.batch_size < 1 or cfg.batch_size % (cfg.micro_batch * processes):
         sys.exit(
             f"batch_size={cfg.batch_size} is not a multiple of micro_batch={cfg.micro_batch} x "
             f"{processes} processes"

@@ -6,6 +6,7 @@ torchrun --nproc_per_node=2 train.py mats_audio
 from config.mats_gpt2 import audiotia
 from config.mats_llama import config as mats_llama
 
+# of Table S5, not in S6
 TEST_ONLY = {
     "cremad",
     "vocalsound",
@@ -14,7 +15,7 @@ TEST_ONLY = {
     "beijing_opera",
     "gtzan",
     "song_describer",
-}  # of Table S5, not in S6
+}
 config = mats_llama | dict(
     out="out/mats_audio",
     train="data/audioaia-msclap",

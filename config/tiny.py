@@ -5,7 +5,7 @@ torchrun train.py && python eval.py
 
 config = dict(
     out="out/tiny",
-    build="shards.tiny.world",
+    build="shards.tiny",
     train="data/tiny/train",
     val="data/tiny/val",
     llm="data/tiny/llm",

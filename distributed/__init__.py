@@ -1,8 +1,10 @@
 """Several processes, one to a GPU, started by torchrun; or one, started by python.
 
-Ranks    which process this is, what to wait for, what to sum; the same calls with one process
-end      ends this process at once, with its reason
-watch.py ends a process that makes no progress, and names the rank that hangs
+Ranks       which process this is, what to wait for, what to sum; the same calls with one process
+end         ends this process at once, with its reason
+watch.py    ends a process that makes no progress, and names the rank that hangs
+log.py      what a training run logs, summed over the processes
+parts.py    partial results of all processes, which survive a kill
 """
 
 import os
@@ -57,7 +59,7 @@ class Ranks:
             dist.barrier()
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of all processes' x, in every process."""
+        """The sum of all processes' x, in every process; x itself may be overwritten."""
         if self.size > 1:
             x = x.to(self.device)
             dist.all_reduce(x)

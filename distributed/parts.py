@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,9 @@ class Parts:
         self.count = max((int(part.name.split(".")[-2]) for part in self.files()), default=0)
 
     def files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.*.part"))
+        # STEM.RANK.COUNT.part; other writers have .part files beside the whole, too
+        name = re.compile(re.escape(self.path.stem) + r"\.\d+(\.\d+)?\.part")
+        return sorted(f for f in self.path.parent.glob("*.part") if name.fullmatch(f.name))
 
     def merged(self) -> dict:
         return {key: value for part in self.files() for key, value in self.load(part).items()}

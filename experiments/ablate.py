@@ -444,6 +444,8 @@ def main(argv: list[str] | None = None) -> None:
     larger = "M, K: shards of texts with vectors, for memories larger than the model's own"
     parser.add_argument("--memory", metavar="SHARDS", help=larger)
     args = parser.parse_args(argv)
+    if args.columns or args.compare or args.require or args.score:
+        parser.error("--columns, --compare, --require and --score are for eval.py alone")
     evaluation = evaluation_of(args)
     run(evaluation, args.names, args.memory)
     evaluation.ranks.close()

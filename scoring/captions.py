@@ -92,9 +92,8 @@ def _counted(preds, target, orders: int = 4) -> Captions:
     sizes = np.array([len(refs) for refs in target], int)
     owner, gram, found = np.repeat(np.arange(len(captions)), lengths), words, []
     for n in range(orders):
-        if (
-            n
-        ):  # an n-gram is an (n-1)-gram and a word; numbered anew so that the product stays small
+        if n > 0:
+            # an n-gram is an (n-1)-gram and a word; numbered anew so that the product stays small
             pairs = gram[:-1] * len(vocabulary) + words[n:]
             gram = np.unique(pairs, return_inverse=True)[1].reshape(-1)
         first = owner[: len(gram)]

@@ -293,6 +293,8 @@ def stream_json(path: Path, key: str | None = None, chunk: int = 1 << 20) -> Ite
             text += new
             if opening:  # not in the list yet
                 start = opening.search(text)
+                if not start and not key and text.strip():
+                    raise json_error(path, "not the JSON that was expected: no list")
                 if not start:
                     continue
                 text, opening, problem = text[start.end() :], None, "no end of the list"
@@ -306,7 +308,7 @@ def stream_json(path: Path, key: str | None = None, chunk: int = 1 << 20) -> Ite
                 if not isinstance(entry, dict):
                     raise DataError(f"{path}: entry {number} is no record: {str(entry)[:80]}")
                 yield Record(entry, path, "record", number)
-                number += 1
+                number, problem = number + 1, "no end of the list"
                 at = BETWEEN.match(text, end).end()
             if text[at : at + 1] == "]":
                 return

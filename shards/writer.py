@@ -23,7 +23,9 @@ SHARD_BYTES = 128 << 20  # a shard with audio ends here: readers hold some shard
 
 def command_line() -> str:
     """The command that was typed, without the folder it was typed in."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    module = sys.modules["__main__"].__spec__
+    program = ["python", "-m", module.name] if module else [os.path.basename(sys.argv[0])]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 class ShardWriter:

@@ -11,6 +11,7 @@ Stages, each kept once it is complete, and made anew only when the code of this 
    listen/       a dozen of the test's sounds as wav, with their captions
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -330,7 +331,10 @@ def build(root: str | Path) -> None:
         shutil.rmtree(root)
     if not stamp.exists():
         if root.exists() and any(root.iterdir()):
-            raise DataError(f"{root} is not a tiny world and is left alone; choose another folder")
+            raise DataError(
+                f"{root} is not a tiny world and is left alone; choose another folder, "
+                "or --build= to train on shards of your own"
+            )
         root.mkdir(parents=True, exist_ok=True)
         write_atomic(stamp, recipe().encode())
     clap = stage(root / "clap", write_clap)
@@ -352,5 +356,16 @@ def stage(path: Path, write: Callable, *details) -> Path:
     return path
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dir", nargs="?", default="data/tiny", help="where the world is made")
+    try:
+        build(parser.parse_args().dir)
+    except DataError as e:
+        sys.exit(f"world.py: {e}")
+
+
 if __name__ == "__main__":
-    build(sys.argv[1] if len(sys.argv) > 1 else "data/tiny")
+    main()
