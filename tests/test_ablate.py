@@ -7,9 +7,13 @@ from data import DataError
 from experiments import ablate
 
 
+def argv(project, *names):
+    return [*options(project)[:4], *names]
+
+
 @pytest.mark.slow
 def test_ablations(project, evaluated, capsys):
-    ablate.main(options(project, "tau=0.05,1", "M=10,20,400", "K=2", "figure3"))
+    ablate.main(argv(project, "tau=0.05,1", "M=10,20,400", "K=2", "figure3"))
     assert "M=400 is left out: 40 texts" in capsys.readouterr().out
     folder = evaluated / "ablate"
     tau, m = (json.loads((folder / f"{name}.json").read_text())["rows"] for name in ("tau", "M"))
@@ -37,7 +41,7 @@ def test_ablations(project, evaluated, capsys):
 )
 def test_bad_requests_are_named(project, name, message):
     with pytest.raises(DataError, match=message):
-        ablate.main(options(project, name))
+        ablate.main(argv(project, name))
 
 
 def test_a_smaller_batch_for_more_processes():

@@ -146,6 +146,7 @@ def test_crops_lie_where_they_should():
         load_audio(data, 1000, 1, "left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format, subtype", [("WAV", "PCM_U8"), ("FLAC", "PCM_16")])
 def test_an_hour_is_not_decoded(tmp_path, format, subtype):
     with sf.SoundFile(tmp_path / "hour.wav", "w", 8000, 1, subtype, format=format) as file:

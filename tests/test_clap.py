@@ -233,6 +233,7 @@ def laion(folder, fusion):
     return model, tok, extractor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", [False, True])
 def test_laion_parity(fusion, tmp_path):
     model, tok, extractor = laion(tmp_path / "hf", fusion)

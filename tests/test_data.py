@@ -254,3 +254,14 @@ def test_template_puts_the_answer_where_it_belongs(tokenizer):
     for wrong in ("{instruction}", "{audio}", "{instruction}{audio}"):
         with pytest.raises(ValueError, match="template"):
             Template(wrong, tokenizer)
+
+
+def test_other_samples_fill_up_another_visit():
+    """Ten rows in two batches of 8: six of them twice, drawn anew for each visit."""
+    plan = Plan([None], [1], 8)
+    twice = set()
+    for number in range(5):
+        rows, count = np.unique(plan.cut(Visit(number, 0, 0, 2), [5] * 10), return_counts=True)
+        assert len(rows) == 10 and (count == 2).sum() == 6
+        twice.add(tuple(rows[count == 2]))
+    assert len(twice) > 1

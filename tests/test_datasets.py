@@ -18,6 +18,7 @@ def root(shared, tmp_path_factory):
     return real_root(shared, tmp_path_factory.mktemp("root"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reader, args, n",
     [

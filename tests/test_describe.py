@@ -34,6 +34,7 @@ from shards.describe import (
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # together: a server and its waits
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import flac, make_samples, options, results_of
 
 import eval as evaluation
 from data import DataError
+from distributed import Ranks
+from distributed.parts import Parts
+from eval import load_answers as load
 from mats import MATS
+from scoring.results import with_scores
 from shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +91,7 @@ def test_two_processes_give_the_scores_of_one(project, evaluated, tmp_path):
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_says_nothing_twice(project, evaluated, tmp_path, monkeypatch):
     real, asked = MATS.generate, []
 
@@ -112,6 +118,7 @@ def test_a_killed_run_goes_on_and_says_nothing_twice(project, evaluated, tmp_pat
     assert results_of(tmp_path)["columns"]["santa"] == results_of(evaluated)["columns"]["santa"]
 
 
+@pytest.mark.slow
 def test_protocols_change_scores_without_generating(project, evaluated, tmp_path, monkeypatch):
     """Two encoders of words and another label template, on the stored predictions."""
     from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
@@ -184,3 +191,52 @@ def test_compare(project, evaluated, capsys):
     a, b = (str(next((evaluated / c).glob("yesno.*.jsonl"))) for c in ("none", "santa"))
     evaluation.main(options(project, "--compare", a, b))
     assert "| yes/no questions | B-ACC | 19 |" in capsys.readouterr().out
+
+
+def test_tags_are_given_to_the_model_unless_they_are_off(project, tmp_path, monkeypatch):
+    with ShardWriter(tmp_path / "bench/yesno") as writer:
+        for i, s in enumerate(make_samples(3)):
+            sample = {**s, "task": "aqa", "answer": "yes", "tag": "[audio qa]"}
+            writer.write(sample, audio=("flac", flac(i)))
+    seen = []
+
+    def generate(self, z, instructions, tags, *args, **kwargs):
+        seen.append(tags)
+        return ["yes"] * len(tags)
+
+    monkeypatch.setattr(MATS, "generate", generate)
+    folders = ["--shards", str(tmp_path / "bench"), "--out", str(tmp_path / "out")]
+    for tags in ("on", "off"):
+        argv = ["--ckpt", str(project / "run/model"), *folders, "--columns", "none"]
+        evaluation.main([*argv, "--tags", tags])
+    assert seen == [["[audio qa]"] * 3, [""] * 3]
+
+
+def test_parts_are_told_from_other_writers_files(tmp_path):
+    """write_atomic leaves WHOLE.part where it is killed; earlier versions wrote STEM.RANK.part."""
+    parts = Parts(tmp_path / "sound.key.jsonl", Ranks(0, 1, None), evaluation.save_answers, load)
+    (tmp_path / "sound.key.jsonl.part").write_text("half of it")
+    (tmp_path / "sound.key.1.part").write_text('{"i": 0, "prediction": "dog"}\n{"i": 1')
+    parts.add({2: "cat"})
+    assert parts.merged() == {0: "dog", 2: "cat"}
+    parts.remove()
+    assert [f.name for f in tmp_path.iterdir()] == ["sound.key.jsonl.part"]
+
+
+def test_a_judges_scores_are_shares_of_ten():
+    rows = [{"id": "a"}, {"id": "b"}]
+    scores = torch.tensor([8.0, float("nan")])
+    assert with_scores(rows, scores, "airbench_sound") == [{"id": "a", "score": 0.8}, {"id": "b"}]
+    assert with_scores(rows, scores / 8, "sound")[0]["score"] == 1.0
+
+
+def test_a_clip_of_several_windows_is_their_unit_mean():
+    class Clap:
+        def encode_audio(self, waves):
+            return torch.nn.functional.normalize(waves, dim=-1)
+
+    waves = torch.randn(3, 4)
+    found = evaluation.encode_group(Clap(), [("a", waves), ("b", waves[:1])])
+    mean = torch.nn.functional.normalize(waves, dim=-1).mean(0)
+    torch.testing.assert_close(found["a"], mean / mean.norm())
+    torch.testing.assert_close(found["b"], waves[0] / waves[0].norm())

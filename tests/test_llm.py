@@ -81,6 +81,7 @@ def test_trouble_that_stays_is_unanswered(server):
     assert KEY not in str(e.value) and len(server.requests) == 2
 
 
+@pytest.mark.slow
 def test_a_slow_answer_is_waited_for(server):
     server.script = [0.4]
     assert endpoint(server, timeout=5)(CHAT)[0] == "answer 0" and len(server.requests) == 1

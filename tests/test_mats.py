@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +15,7 @@ from transformers import GPT2LMHeadModel
 from data import collate
 from experiments.bench.clock import Machine
 from experiments.bench.samples import fake, sized
-from mats import MATS, Mapper, MATSConfig
+from mats import MATS, Mapper, MATSConfig, Template
 from santa import Santa, add_noise
 
 SMALL = dict(dim=16, width=32, prefix=6, tokens=4, layers=2, heads=4, max_answer=12)
@@ -245,6 +247,7 @@ def test_flops_are_those_that_torch_counts(size):
 # --- generation ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gpt2, llama])
 @pytest.mark.parametrize(
     "decoding", [{}, {"num_beams": 3}, {"repetition_penalty": 2.0, "no_repeat_ngram_size": 2}]
@@ -393,3 +396,11 @@ def test_models_whose_logits_are_rescaled_are_refused(tokenizer):
     llm.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match="softcapping"):
         MATS(MATSConfig(**SMALL), llm, tokenizer)
+
+
+def test_the_first_token_is_the_beginning_of_text_where_the_tokenizer_has_one(tokenizer):
+    tok = copy.deepcopy(tokenizer)
+    tok.bos_token = "A"
+    head = Template("dog {audio}{instruction}", tok).head
+    assert head[0] == tok.bos_token_id and head[1:] == tokenizer("dog ").input_ids
+    assert Template("dog {audio}{instruction}", tokenizer).head == head[1:]

@@ -43,6 +43,7 @@ def test_triples_are_valid(many):
             )
 
 
+@pytest.mark.slow
 def test_yes_and_no_are_balanced_and_the_question_does_not_give_it_away(many):
     asked = [(t["instruction"], t["answer"]) for _, t in many if t["task"] == "aqa"]
     assert {answer for _, answer in asked} == {"yes", "no"}

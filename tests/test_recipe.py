@@ -57,6 +57,7 @@ def test_other_text_is_the_same_world(edited, file, old, new):
     assert edited(file, old, new) == R.recipe()
 
 
+@pytest.mark.slow
 def test_a_world_of_the_first_recipe_is_current():
     """If it fails after a change that makes the same world: set SAME_WORLD anew."""
     assert R.is_current("a916c8ec7e88b7d3")

@@ -271,6 +271,7 @@ def test_columns_are_joined_by_question_not_by_place():
     ]
 
 
+@pytest.mark.slow
 def test_whatever_a_model_or_a_label_says_is_shown_as_text():
     evil = '<script>alert("x")</script>\ud83d</table>\'" & <b>'
     results, predictions = make_results(), make_predictions(4, said=evil)

@@ -128,6 +128,7 @@ def test_lloyd_steps_are_exact(n, d, k):
     assert labels.dtype == torch.int64 and centers.shape == (k, d)
 
 
+@pytest.mark.slow
 def test_inertia_matches_sklearn_on_blobs():
     x = blobs(4000, 32, 60, spread=0.6)
     for init, theirs in (("++", "k-means++"), ("random", "random")):
@@ -138,6 +139,7 @@ def test_inertia_matches_sklearn_on_blobs():
         assert ours < oracle * (1.02 if init == "++" else 1.1), (init, ours / oracle)
 
 
+@pytest.mark.slow
 def test_inertia_matches_sklearn_on_captions(captions):
     ours = np.mean([inertia(captions, *kmeans(captions, 100, 50, gen(s))) for s in range(3)])
     oracle = np.mean(
@@ -261,6 +263,7 @@ def test_fewer_different_rows_than_clusters():
 SCRATCHES = (1, 7 * 20, 3333)
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing(monkeypatch):
     x = blobs(1000, 16, 20, spread=1.0)
     centers, labels = kmeans(x, 20, 10, gen())

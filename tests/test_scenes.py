@@ -92,6 +92,7 @@ def test_noisy_is_noisier():
     assert noisy > 4 * quiet
 
 
+@pytest.mark.slow
 def test_rendering_speed():
     r = rng(11)
     scenes = [random_scene(r) for _ in range(100)]

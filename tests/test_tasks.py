@@ -317,3 +317,9 @@ def test_paired_tests_of_any_metric():
     assert found["difference"] == pytest.approx(two - one) and found["n"] == 10
     assert test("events")["mAP"]["p"] <= 1
     assert "scoring.judge" in test("airbench_sound")["GPT4"]
+
+
+def test_chance_of_questions_and_captions_is_not_the_own_reference():
+    rows = [{"id": str(i), "instruction": "?", "answer": [a]} for i, a in enumerate(("one", "two"))]
+    assert chance("open", rows, Context())["EM"] == 0
+    assert chance("caption", rows, Context())["ROUGE-L"] == 0

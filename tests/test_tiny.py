@@ -127,6 +127,7 @@ def old_world(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_another_recipe_is_another_world(old_world):
     root = old_world("an older recipe")
     with pytest.raises(Rebuilt):

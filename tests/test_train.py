@@ -173,13 +173,15 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(world, finished, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(world, whole):
-    out = world / "two"
-    Run(arguments(world, out), processes=2).finish()
-    (_, a), (_, b) = weights(whole), weights(out)
+def test_two_processes_are_one(world):
+    """With two micro-batches an update in each, of which only the last is averaged at once."""
+    one, two = world / "one", world / "two"
+    Run(arguments(world, one, micro_batch=4)).finish()
+    Run(arguments(world, two, micro_batch=4), processes=2).finish()
+    (_, a), (_, b) = weights(one), weights(two)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4, msg=name)
-    losses = [losses_of(o) for o in (whole, out)]
+    losses = [losses_of(out) for out in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-4)  # of both, not of the first alone
 
 
@@ -301,6 +303,7 @@ def test_help_prints_every_field_with_its_comment(capsys):
     assert "3e-05" in lines["--lr"] and "the highest learning rate" in lines["--lr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [{12}, {3, 4, 5, 6, 20}])
 def test_an_update_that_is_not_finite_is_skipped_and_counted(world, tmp_path, monkeypatch, bad):
     """Neither the weights nor the optimizer's moments see it."""
@@ -320,6 +323,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(world, tmp_path, mo
     assert {int(s["step"]) for s in state.values()} == {24 - len(bad)}
 
 
+@pytest.mark.slow
 def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_path, monkeypatch):
     real = train.add_noise
 
@@ -391,3 +395,39 @@ def test_on_a_gpu_compiled_in_bfloat16_it_learns_what_a_cpu_learns(world, tmp_pa
         still = dict(device=name, lora_dropout=0.0, variance=0.0)
         train.main(arguments(world, tmp_path / name, **still, **more))
     np.testing.assert_allclose(*(losses_of(tmp_path / n) for n in ("cpu", "cuda")), rtol=0.03)
+
+
+FREE = """build skip_missing patience timeout device compile workers log_every val_every save_every
+    fresh strict out val"""
+
+
+@pytest.mark.parametrize("name", asdict(TrainConfig()))
+def test_a_run_is_resumed_with_no_other_field_that_matters(tmp_path, name):
+    cfg = TrainConfig()
+    torch.save({"step": 1, "identity": train.identity_of(cfg, [])}, tmp_path / "state.pt")
+    value = getattr(cfg, name)
+    others = {bool: not value, str: "another", dict: {"a": 1}}
+    setattr(cfg, name, others[type(value)] if type(value) in others else value + 1)
+    identity = train.identity_of(cfg, [])
+    if name in FREE.split():
+        assert train.resume(tmp_path, identity, fresh=False)["step"] == 1
+    else:
+        with pytest.raises(SystemExit, match=f"another {name}"):
+            train.resume(tmp_path, identity, fresh=False)
+
+
+def test_a_resumed_log_has_no_line_twice(world, finished, tmp_path):
+    """The lines after the saved state are dropped, and written again."""
+    shutil.copytree(finished, tmp_path / "run")
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)
+    torch.save(state | {"step": 20}, tmp_path / "run/state.pt")
+    argv = [a for a in arguments(world, finished) if not a.startswith("--out")]
+    train.main([*argv, f"--out={tmp_path / 'run'}"])
+    assert [line["step"] for line in lines_of(tmp_path / "run")] == [10, 20, 30, 30]
+
+
+def test_only_matrices_decay(finished):
+    model = MATS.from_pretrained(finished / "model")
+    matrices, vectors = train.build_optimizer(TrainConfig(), model, None).param_groups
+    assert {p.ndim for p in vectors["params"]} == {1} and vectors["weight_decay"] == 0
+    assert min(p.ndim for p in matrices["params"]) == 2 and matrices["weight_decay"] == 0.05

@@ -75,6 +75,7 @@ def test_captions_are_many():
     assert len({W.caption(random_scene(r), r) for _ in range(5000)}) > 4500
 
 
+@pytest.mark.slow
 def test_parts_are_disjoint_stable_and_of_the_right_size():
     r = rng(9)
     texts = {W.caption(random_scene(r), r) for _ in range(4000)}
