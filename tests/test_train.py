@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from conftest import flac, gpt2, llama, make_samples, small_clap, write_samples
 import config
 import train
 from clap import load_clap
+from distributed import Ranks
+from distributed.log import Meter
 from mats import MATS
 from shards.embed import embed
 from shards.writer import ShardWriter
@@ -431,3 +434,38 @@ def test_only_matrices_decay(finished):
     matrices, vectors = train.build_optimizer(TrainConfig(), model, None).param_groups
     assert {p.ndim for p in vectors["params"]} == {1} and vectors["weight_decay"] == 0
     assert min(p.ndim for p in matrices["params"]) == 2 and matrices["weight_decay"] == 0.05
+
+
+def test_several_ranks_log_their_mean():
+    """Two ranks with the same two updates, of which one was skipped."""
+    ranks = Ranks(0, 2, torch.device("cpu"))
+    ranks.sum = lambda x: 2 * x
+    meter = Meter(ranks)
+    meter.add_batch({"ids": torch.zeros(4, 8), "answer": torch.zeros(3), "broken": []})
+    meter.add_update(torch.tensor(2.0), torch.tensor(True))
+    meter.add_update(torch.tensor(float("nan")), torch.tensor(False))
+    model = SimpleNamespace(flops=lambda *_: 1.0)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 1.0}])
+    run = SimpleNamespace(cfg=TrainConfig(), model=model, optimizer=optimizer)
+    line = meter.line(2, torch.tensor(1.0), run)
+    assert line["loss"] == 2.0 and line["skipped"] == 1 and meter.in_a_row == 1
+
+
+def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
+    world, tmp_path, monkeypatch
+):
+    noise, plan, noises, plans = train.add_noise, train.Plan, [], []
+
+    def add_noise(z, variance, generator):
+        noises.append(generator.initial_seed())
+        return noise(z, variance, generator)
+
+    def make_plan(sources, weights, batch, seed, *more):
+        plans.append(seed)
+        return plan(sources, weights, batch, seed, *more)
+
+    monkeypatch.setattr(train, "add_noise", add_noise)
+    monkeypatch.setattr(train, "Plan", make_plan)
+    train.main(arguments(world, tmp_path, steps=2, val_every=2, save_every=2, log_every=2))
+    assert sorted(plans) == [0, 1]
+    assert sorted(noises[:4]) == [0, 1, 2, 3] and len(noises[4:]) == len(set(noises[4:])) == 4
