@@ -21,20 +21,9 @@ INSTRUMENTS: dict[str, Sounder] = {}
 string = partial(sounder, INSTRUMENTS, "music", "string")
 
 
-@string("at a fireside", "a guitar|an acoustic guitar", "plays|strums", base=98)
-def guitar(tape, hz):
-    return _pluck(tape, hz, tape.uniform(0.15, 0.3), 0.9, 0.5)
-
-
 @string("in a concert hall", "a harp|a lyre", "plays", base=131)
 def harp(tape, hz):
     return _pluck(tape, hz, 0.48, 1.8, 0.9)
-
-
-@string("in a rehearsal room", "an electric bass|a bass", "plays", base=49)
-def bass(tape, hz):
-    string = _pluck(tape, hz, tape.uniform(0.2, 0.35), 1.4, 0.6)
-    return string + 0.5 * tape.tone(hz) * tape.decay(0.5, 0.01)
 
 
 def _pluck(tape, hz, where, ring, power):
@@ -101,12 +90,6 @@ def organ(tape, hz):
     return pipes * tape.swell(0.02, 0.04)
 
 
-@keyboard("in a dance club", "a synthesizer|a synth", "plays|drones", base=110)
-def synthesizer(tape, hz):
-    saws = tape.chord(hz, (0.992, 1, 1.009), rolloff(40, 1))
-    return tape.band_pass(saws, 30, tape.uniform(1500, 4000)) * tape.swell(0.01, 0.03)
-
-
 # --------------------------------------------------------------------------------------------------
 percussion = partial(sounder, INSTRUMENTS, "music", "percussion")
 
@@ -116,11 +99,6 @@ def xylophone(tape, hz):
     mallet = tape.noise(500, 3000) * tape.decay(0.004) * 0.2
     bar = tape.modes(hz, (1, 3.0, 6.1, 9.8), (1, 0.5, 0.25, 0.1), (0.12, 0.05, 0.025, 0.01))
     return bar + mallet
-
-
-@percussion("in a toy shop", "a music box|a musical box", "plays|tinkles", base=523)
-def music_box(tape, hz):
-    return tape.modes(hz, (1, 2.0, 5.4, 6.27), (1, 0.15, 0.3, 0.25), (0.5, 0.3, 0.08, 0.05))
 
 
 @percussion("in a dance club", "a drum kit|a drummer", "plays|pounds")

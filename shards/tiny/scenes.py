@@ -1,5 +1,5 @@
 """
-Scenes: one to three things that sound, with a count, a distance, an order, a tempo.
+Scenes: one or two things that sound, with a count, a distance, an order, a tempo.
 
     scene = random_scene(rng)
     wave = render(scene, rng)       two seconds at 16 kHz: (32000,) float32
@@ -14,7 +14,7 @@ from shards.tiny.signals import Tape, Wave, fft_length, frequencies, level
 from shards.tiny.sounds import SOUNDS, Sounder
 
 SOUNDERS = SOUNDS | INSTRUMENTS
-HOW_MANY = {"sound": [0.45, 0.47, 0.08], "music": [0.7, 0.3, 0]}  # odds of 1, 2 and 3 voices
+TWO = {"sound": 0.45, "music": 0.25}  # odds of a second voice
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def labels(kind: str | None = None) -> list[str]:
 
 
 def random_scene(rng: np.random.Generator, kind: str | None = None, n: int | None = None) -> Scene:
-    """A scene of n voices (1 to 3) and of a kind, "sound" or "music"; None: drawn."""
+    """A scene of n voices, 1 or 2, and of a kind, "sound" or "music"; None: drawn."""
     kind = kind or ("sound" if rng.random() < 2 / 3 else "music")
-    n = n or int(rng.choice([1, 2, 3], p=HOW_MANY[kind]))
+    n = n or 1 + int(rng.random() < TWO[kind])
     layout = "solo" if n == 1 else "together"
     if n == 2 and kind == "sound" and rng.random() < 0.5:
         layout = "sequence"

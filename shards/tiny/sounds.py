@@ -9,7 +9,6 @@ A recipe takes a tape and returns a wave as long as the tape.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 
 import numpy as np
 
@@ -102,38 +101,6 @@ def sea_waves(tape):
     return deep + tape.noise(800, 5000, -0.4) * (0.1 + up * up)
 
 
-@nature("by the water", "a stream|a brook", "babbles|flows|gurgles")
-def stream(tape):
-    bubbles = [_bubble(tape.grain(0.04)) for _ in range(20)]
-    gurgle = tape.place(tape.scatter(tape.uniform(40, 90)), cycle(bubbles))
-    return gurgle + tape.noise(300, 3000) * 0.08
-
-
-def _bubble(grain):
-    """Minnaert: a bubble's size sets its pitch, which rises as the bubble nears the surface."""
-    hz = grain.uniform(400, 1800) * np.linspace(1, grain.uniform(1.1, 1.6), grain.n)
-    return grain.tone(hz) * grain.decay(0.012) * grain.rng.exponential()
-
-
-@nature("in a cave", "water|a leaking tap", "drips", gap=0.2)
-def water_drip(tape):
-    hz = tape.uniform(900, 2200)
-    rise = 1 + np.minimum(tape.t, 0.08) * tape.uniform(3, 8)
-    return tape.tone(hz * rise) * tape.decay(tape.uniform(0.02, 0.04))
-
-
-@nature("at a camp in the woods", "a fire|a campfire", "crackles|burns")
-def fire(tape):
-    snaps = [_snap(tape.grain(0.02)) for _ in range(15)]
-    crackle = tape.place(tape.scatter(tape.uniform(14, 35)), cycle(snaps))
-    return crackle + tape.noise(60, 500, -0.4) * tape.wander(8, 0.3) * 0.12
-
-
-def _snap(grain):
-    hiss = grain.noise(grain.uniform(800, 3000), 7500)
-    return hiss * grain.decay(grain.uniform(0.001, 0.005), 0.0003) * grain.rng.exponential()
-
-
 # --------------------------------------------------------------------------------------------------
 animal = partial(sounder, SOUNDS, "sound", "animal")
 
@@ -164,13 +131,6 @@ def cow_moo(tape):
     closed = tape.formants(throat, (250, 1)) * (1 - mouth)
     opened = tape.formants(throat, (450, 1), (850, 0.6), (2200, 0.1)) * mouth
     return (closed + opened) * tape.swell(0.12, 0.2)
-
-
-@animal("in a forest", "a bird|a sparrow", "chirps|tweets|sings", gap=0.22, lasts=(0.08, 0.16))
-def bird_chirp(tape):
-    hz = tape.curve(tape.rng.uniform(2500, 5500, 3))
-    trill = np.sin(2 * np.pi * tape.uniform(25, 60) * np.arange(tape.n) / tape.sr)
-    return tape.tone(hz * (1 + 0.06 * trill), (1, 0.15)) * tape.swell(0.02, 0.04)
 
 
 @animal("by a pond", "a frog|a toad", "croaks|ribbits", gap=0.3, lasts=(0.16, 0.26))
@@ -303,44 +263,8 @@ def church_bell(tape):
     return tape.modes(tape.uniform(220, 480), ratios, amplitudes, decays) * tape.fade_in(0.002)
 
 
-@signal("in a bedroom", "an alarm|an alarm clock", "beeps|bleeps", gap=0.2, lasts=(0.08, 0.14))
-def alarm(tape):
-    tone = tape.tone(tape.uniform(1000, 2600), (1, 0, 0.35, 0, 0.2))
-    return tone * tape.swell(0.004, 0.006)
-
-
-@signal("in an office", "a telephone|a phone", "rings|jangles", gap=0.55, lasts=(0.35, 0.45))
-def telephone_ring(tape):
-    stroke = tape.grain(0.12)
-    hz, rate = tape.uniform(900, 1300), tape.uniform(18, 26)
-    ratios, amplitudes, decays = (1, 2.32, 4.25), (1, 0.7, 0.4), (0.06, 0.04, 0.02)
-    bells = [stroke.modes(hz * ratio, ratios, amplitudes, decays) for ratio in (1, 1.25)]
-    starts = np.arange(0, tape.n - stroke.n // 3, tape.sr / rate)
-    return tape.place(starts, cycle(bells)) * tape.swell(0.003, 0.05)
-
-
 # --------------------------------------------------------------------------------------------------
 household = partial(sounder, SOUNDS, "sound", "household")
-
-
-@household("at a front door", "a visitor|a caller", "knocks", gap=0.16)
-def knocking(tape):
-    hz = tape.uniform(160, 380)
-    panel = tape.modes(hz, (1, 2.3, 3.9), (1, 0.5, 0.25), (0.03, 0.018, 0.01))
-    return panel + tape.noise(300, 3000) * tape.decay(0.004) * 0.4
-
-
-@household("in a study", "a clock|a watch", "ticks|ticks away")
-def clock_tick(tape):
-    hz = tape.uniform(1800, 3500)
-    starts = tape.beats(tape.uniform(1.8, 4), 0)
-    pitches = [hz if i % 2 else hz * 0.8 for i in range(len(starts))]
-    return tape.place(starts, [_tick(tape.grain(0.05), pitch) for pitch in pitches])
-
-
-def _tick(grain, hz):
-    wheel = grain.modes(hz, (1, 1.7), (1, 0.5), (0.006, 0.003))
-    return wheel + grain.noise(3000, 7500) * grain.decay(0.002, 0.0003) * 0.4
 
 
 @household("in a kitchen", "glass|a window", "shatters|breaks", gap=0.5)

@@ -36,20 +36,13 @@ COUNTS = {
 CONTINUOUS = ["steadily", "on and on", "without a break"]  # for sounds that have no count
 ADVERBS = _options(near="nearby|close by|up close", far="in the distance|far away|from afar")
 ADJECTIVES = _options(near="nearby|loud", far="distant|faraway|faint")
-NOISE = _options(
-    noisy="over background noise|in a noisy recording|amid a steady hiss"
-    "|with noise in the background",
-    quiet="in a clean recording|without background noise|against silence",
-)
 MUSIC = _options(
     slow="slow|calm|gentle|unhurried",
     fast="fast|quick|lively|energetic",
     low="low|deep|low-pitched",
     high="high|high-pitched",
-    rising="rising|ascending|climbing",
-    falling="falling|descending|sinking",
 )
-# A template has {a} for "a dog barks" and {A} for "a dog barking"; b and c are the other voices.
+# A template has {a} for "a dog barks" and {A} for "a dog barking"; b is the other voice.
 TEMPLATES = _options(
     solo="{a}|{a}|{A}|the sound of {A}|a recording of {A}|we hear {A}|{A} can be heard|this is {A}"
     "|you can hear {A}|in this clip {a}|a clip of {A}|here {a}|one can hear {A}|listen as {a}"
@@ -60,8 +53,6 @@ TEMPLATES = _options(
     sequence="{a}, then {b}|{a} and then {b}|{A} followed by {B}|first {a}, then {b}"
     "|{a} before {b}|{b} after {a}|after {a}, {b}|{A}, and afterwards {B}"
     "|we hear {A} and next {B}|{B}, preceded by {A}",
-    three="{a} while {b} and {c}|{A}, {B} and {C} together|{A}, {B} and {C} at the same time"
-    "|as {b}, {a} and {c}|we hear {A} with {B} and {C}",
 )
 
 
@@ -110,20 +101,15 @@ def _with(subject, adjective):
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, set]:
     """A caption, and the facts that its words tell.
 
-    Possible facts: "noise", "tempo", "register", "contour", ("count", name), ("distance", name).
+    Possible facts: "tempo", "register", ("count", name), ("distance", name).
     """
     said, words, voices, form = set(), {}, scene.voices, scene.layout
     if scene.layout == "together":
         voices = [voices[i] for i in rng.permutation(len(voices))]
-    for letter, voice in zip("abc", voices):
+    for letter, voice in zip("ab", voices):
         clause = _music_clause if scene.kind == "music" else _sound_clause
         words[letter], words[letter.upper()] = clause(scene, voice, rng, said)
-    if len(voices) == 3:
-        form = "three"
     text = pick(rng, TEMPLATES[form]).format(**words)
-    if rng.random() < 0.3:
-        said.add("noise")
-        text += (" " if len(voices) == 1 else ", ") + pick(rng, NOISE[scene.noise])
     return text, said
 
 
@@ -152,7 +138,7 @@ def _music_clause(scene, voice, rng, said):
     who, does = pick(rng, sounder.subjects), pick(rng, sounder.verbs)
     facts, things = ["tempo"], ["beat", "rhythm", "pattern"]
     if sounder.base:
-        facts, things = ["tempo", "register", "contour"], ["melody", "tune", "phrase", "line"]
+        facts, things = ["tempo", "register"], ["melody", "tune", "phrase", "line"]
     for fact in facts:
         value = getattr(scene, fact)
         if value in MUSIC and rng.random() < 0.7:
