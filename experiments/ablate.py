@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data import DataError, find_sources, read_source, write_atomic
-from eval import arguments, context, encode, evaluation_of, generate
+from eval import arguments, context, evaluation_of, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
@@ -379,6 +379,8 @@ def figure3(evaluation: Evaluation, n: int = 350) -> None:
     CLAP's own vectors; with noise on the texts; the audio over the memory; over Santa.
     """
     text, audio = pairs(evaluation, n)
+    if not len(text):
+        raise DataError("figure3 needs shards whose samples have both a text and audio")
     santa = evaluation.model.santa
     noisy = add_noise(text, santa.variance, torch.Generator().manual_seed(0))
     panels = {
@@ -409,20 +411,6 @@ def figure3(evaluation: Evaluation, n: int = 350) -> None:
     found = {"pairs": len(text), "panels": measured}
     write_atomic(folder / "figure3.json", json.dumps(found, indent=1).encode())
     print(f"{len(text)} pairs; written to {folder}/figure3.png\n{json.dumps(measured, indent=1)}")
-
-
-def pairs(evaluation: Evaluation, n: int) -> tuple[Tensor, Tensor]:
-    """(n, D) texts and (n, D) audio, row by row of one clip; a clip of several questions once."""
-    known = [encode(evaluation, name) for name in evaluation.names]
-    known = [encoded for encoded in known if encoded.text is not None]
-    if not known:
-        raise DataError("figure3 needs shards whose samples have both a text and audio")
-    text = torch.cat([encoded.text for encoded in known])
-    audio = torch.cat([encoded.audio for encoded in known])
-    _, first = np.unique(audio.numpy(), axis=0, return_index=True)
-    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:n]
-    pick = torch.from_numpy(np.sort(first))[order]
-    return text[pick], audio[pick]
 
 
 def scatter(axis, text: Tensor, audio: Tensor) -> None:
