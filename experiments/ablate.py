@@ -31,6 +31,7 @@ from eval import arguments, context, evaluation_of, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
+from scoring.statistics import Score
 from scoring.tasks import BENCHMARKS, compared, measure, summaries
 
 TABLE4 = {  # the paper's row: our bridge
@@ -250,16 +251,7 @@ def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> No
     """Predicts and scores every variant on every benchmark; writes Markdown, JSON and plot."""
     first, rows = None, {}
     for label, variant in variants.items():
-        said = {
-            benchmark: generate(variant.evaluation, benchmark, variant.column, variant.over)
-            for benchmark in evaluation.names
-        }
-        if not evaluation.ranks.master:
-            continue
-        measured = {
-            benchmark: measure(benchmark, said[benchmark], context(evaluation, benchmark))
-            for benchmark in evaluation.names
-        }
+        measured = scores(evaluation, variant)
         rows[label] = {
             benchmark: headline(found, first and first[benchmark])
             for benchmark, found in measured.items()
@@ -276,6 +268,20 @@ def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> No
     write_atomic(folder / f"{name}.md", text.encode())
     print(f"{text}\nwritten to {folder}")
     plot(name, rows, paper, folder / f"{name}.png")
+
+
+def scores(evaluation: Evaluation, variant: Variant) -> dict[str, dict[str, Score]]:
+    """{benchmark: {metric: Score}} of one row, the headline first; {} beside the master.
+
+    Answers that are stored are not generated again.
+    """
+    said = {
+        name: generate(variant.evaluation, name, variant.column, variant.over)
+        for name in evaluation.names
+    }
+    if not evaluation.ranks.master:
+        return {}
+    return {name: measure(name, rows, context(evaluation, name)) for name, rows in said.items()}
 
 
 def headline(measured: dict, first: dict | None) -> dict:

@@ -139,6 +139,10 @@ class Evaluation:
         """The same evaluation of another model of the same CLAP; the audio is not encoded again."""
         return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, encoded={})
 
+    def on(self, names: list[str]) -> "Evaluation":
+        """The same evaluation on some of its benchmarks; the audio is not encoded again."""
+        return replace(self, bench=",".join(names), vectors=self.vector_folder)
+
     def predictions(self, name: str, column: str) -> Path:
         """The file of one benchmark's answers over one bridge.
 
