@@ -31,9 +31,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch.nn.functional as F
 
 from data import DataError, write_atomic
+from eval import pairs
+from experiments import picture
 from experiments.runs import CLAIMED, SETTINGS, Result, Run, finish
+from santa import gap
 from scoring.paper import ABLATIONS
 from scoring.statistics import paired_means
 
@@ -431,6 +435,14 @@ def analyse(results: list[Result]) -> dict:
     }
 
 
+def picture_of(run: Run, most: int = 350) -> dict:
+    """{"points", "gap"}: texts and audio of the same clips, before and after Santa."""
+    text, audio = pairs(run.evaluation, most)
+    bridged = F.normalize(run.evaluation.model.santa(audio), dim=1)
+    measured = {"audio": gap(text, audio), "bridged": gap(text, bridged)}
+    return {"points": picture.clouds(text, audio, bridged), "gap": measured}
+
+
 def planned(args: argparse.Namespace) -> list[Run]:
     """All runs, the noisy ones of the first setting first."""
     seeds, others = whole_numbers("--seeds", args.seeds), args.setting_seeds or args.seeds
@@ -464,17 +476,21 @@ def arguments() -> argparse.ArgumentParser:
     add("--settings", default=",".join(SETTINGS), help="of CPU rounding: experiments/runs.py")
     add("--setting-seeds", help="of the other settings; default: as --seeds")
     add("--train", default="", help='more options of train.py, such as "--steps=100"')
+    add("--picture", help="where the picture goes; default: RUNS/picture.png")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
-    results = finish(planned(args))
-    found = analyse(results)
-    text, root = page(results, found), Path(args.runs)
+    plan, root = planned(args), Path(args.runs)
+    results = finish(plan)
+    found = analyse(results) | {"picture": picture_of(plan[0])}
+    text = page(results, found)
     write_atomic(root / "claims.json", json.dumps(found, indent=1).encode())
     write_atomic(root / "claims.md", text.encode())
-    print(f"{text}\nwritten to {root}")
+    drawn = Path(args.picture or root / "picture.png")
+    picture.draw(found, drawn)
+    print(f"{text}\nwritten to {root}; the picture: {drawn}")
 
 
 if __name__ == "__main__":
