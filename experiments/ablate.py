@@ -109,31 +109,46 @@ def numbers(what: str, text: str) -> list[float] | None:
 # --- settings of inference ----------------------------------------------------------------------
 
 
-def inference(evaluation: Evaluation, name: str, values: list | None, memory: str | None) -> dict:
-    """{label: Variant} of a sweep over one of Santa's settings, the model's own first."""
-    santa, sweep = evaluation.model.santa, INFERENCE[name]
-    m, k = len(santa.memory), len(santa.centers)
-    own = {"tau": santa.tau, "lambda": santa.lam, "L": santa.L, "K": k, "M": m}[name]
+def inference(
+    evaluation: Evaluation,
+    name: str,
+    values: list | None,
+    memory: str | None,
+    around: Santa | None = None,
+    column: str = "santa",
+) -> dict[str, Variant]:
+    """The rows {label: Variant} of a sweep over one of Santa's settings, the own value first.
+
+    around: the Santa that has all other settings, and `column`, the name of its predictions;
+    without them the model's own.
+    """
+    santa, sweep = around or evaluation.model.santa, INFERENCE[name]
+    own = own_value(santa, name)
     texts, which = santa.clean, ""
     if memory and sweep.field in ("k", "m"):
         texts, which = vectors_of(memory)
-    rows = {}
-    for value in sorted({*(values or sweep.values), own}):
+    if around:
+        which += f" with {column}"
+    rows = {f"{own:g}": Variant(evaluation, column, santa)}
+    for value in sorted({*(values or sweep.values)} - {own}):
         fits = 0 <= value <= 1 if name == "lambda" else value > 0
         if not fits or (sweep.whole and value != int(value)):
             raise DataError(f"{name}: {value} is no value for it")
         value = int(value) if sweep.whole else value
-        if value == own:
-            rows[f"{value:g}"] = Variant(evaluation, "santa", santa)
-            continue
         made = changed(santa, sweep.field, value, texts)
         if made is None:
             hint = "" if memory else " (--memory SHARDS gives more)"
-            texts_at_hand = f"{len(texts):,} texts and {m:,} rows of memory are at hand{hint}"
-            print(f"{name}={value} is left out: {texts_at_hand}")
+            texts_at_hand = f"{len(texts):,} texts and {len(santa.memory):,} rows of memory"
+            print(f"{name}={value} is left out: {texts_at_hand} are at hand{hint}")
             continue
         rows[f"{value:g}"] = Variant(evaluation, f"{name}={value:g}{which}", made)
-    return {f"{own:g}": rows.pop(f"{own:g}")} | rows
+    return rows
+
+
+def own_value(santa: Santa, name: str) -> float:
+    """A Santa's own value of a setting in INFERENCE."""
+    sizes = {"K": len(santa.centers), "M": len(santa.memory)}
+    return sizes[name] if name in sizes else getattr(santa, INFERENCE[name].field)
 
 
 def changed(santa: Santa, field: str, value: float, texts: Tensor) -> Santa | None:

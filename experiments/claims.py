@@ -7,6 +7,7 @@
 Runs the quick start again and again (experiments/runs.py), then leaves in RUNS:
     claims.md, claims.json    the quick start's scores, and each claim with its p value
     picture.png               both clouds before and after the bridge, and the scores
+Settings of Santa are swept over the first setting's runs, too (experiments/sweeps.py).
 
 A claim is a difference between two columns, on benchmarks that are scored clip by clip. Two spreads
 stand beside it, and neither covers the other:
@@ -22,11 +23,9 @@ other: the best of many on the same clips looks better than it is.
 """
 
 import argparse
-import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,10 +35,11 @@ import torch.nn.functional as F
 from data import DataError, write_atomic
 from eval import pairs
 from experiments import picture
+from experiments.differences import best_of, compare, halved
 from experiments.runs import CLAIMED, SETTINGS, Result, Run, finish
+from experiments.sweeps import AROUND, VALUES, both_rounds
 from santa import gap
 from scoring.paper import ABLATIONS
-from scoring.statistics import paired_means
 
 ALPHA = 0.05
 CANDIDATES = ("nearest", "memory", "projection", "shift")  # for the best bridge beside Santa
@@ -85,64 +85,7 @@ QUICK_START = {  # a column of the quick start's table: its title
 }
 
 
-# --- statistics ---------------------------------------------------------------------------------
-
-
-def in_first_half(clip: str) -> bool:
-    """Whether a clip is in the half that a best value is chosen on. All its questions are."""
-    return hashlib.sha256(json.loads(clip)[0].encode()).digest()[0] % 2 == 0
-
-
-def shared_clips(sides: Iterable[dict[str, float]]) -> list[str]:
-    """The clips that have a score on every side, in the first one's order."""
-    first, *others = sides
-    known = [
-        clip for clip, score in first.items() if all(clip in other for other in (first, *others))
-    ]
-    scores = np.array([[side[clip] for clip in known] for side in (first, *others)], float)
-    return [clip for clip, fine in zip(known, np.isfinite(scores).all(0)) if fine]
-
-
-def pooled(a: list[dict], b: list[dict]) -> dict:
-    """Is a above b? Each a list of runs, {clip: score}; run i of both is compared.
-
-    Returns what `summary` does.
-    """
-    clips = shared_clips([*a, *b])
-    if not clips:
-        raise DataError("these runs have no clip in common")
-    first, second = ([[run[clip] for clip in clips] for run in side] for side in (a, b))
-    return summary(np.array(first, float), np.array(second, float))
-
-
-def summary(a: np.ndarray, b: np.ndarray) -> dict:
-    """The difference a - b of scores (runs, clips), with both spreads.
-
-    {"difference", "ci95", "p"} over clips, of scores averaged over runs; {"each": a difference a
-    run, "sd": None for one run, "same": runs with the sign of the mean}; "n" clips.
-    """
-    each = a.mean(1) - b.mean(1)
-    test = paired_means(a.mean(0), b.mean(0))
-    return test | {
-        "each": each.tolist(),
-        "sd": float(each.std(ddof=1)) if len(each) > 1 else None,
-        "same": int((np.sign(each) == np.sign(test["difference"])).sum()),
-        "n": a.shape[1],
-    }
-
-
-def together(a: dict[str, list[dict]], b: dict[str, list[dict]]) -> dict:
-    """As `pooled` over several benchmarks, each with the same weight: the mean of its means."""
-    clips = {name: shared_clips([*a[name], *b[name]]) for name in a}
-    total = sum(map(len, clips.values()))
-    sides = []
-    for side in (a, b):
-        blocks = []
-        for name, known in clips.items():
-            scores = np.array([[run[clip] for clip in known] for run in side[name]], float)
-            blocks.append(scores * total / (len(clips) * len(known)))
-        sides.append(np.concatenate(blocks, 1))
-    return summary(*sides)
+# --- the claims ---------------------------------------------------------------------------------
 
 
 def side_of(results: list[Result], column: str, half: bool | None = None) -> dict:
@@ -153,31 +96,8 @@ def side_of(results: list[Result], column: str, half: bool | None = None) -> dic
     }
 
 
-def halved(clips: dict[str, float], half: bool | None) -> dict[str, float]:
-    if half is None:
-        return clips
-    return {clip: score for clip, score in clips.items() if in_first_half(clip) == half}
-
-
-def compare(a: dict, b: dict) -> dict:
-    """{"together": ..., and for each benchmark: as `pooled`}."""
-    return {"together": together(a, b)} | {name: pooled(a[name], b[name]) for name in a}
-
-
-def best_of(sides: dict[str, dict]) -> str:
-    """The label whose mean score on the first half is highest, each benchmark counted once."""
-
-    def mean_score(side):
-        return np.mean([np.mean([np.nanmean([*run.values()]) for run in runs]) for runs in side])
-
-    return max(sides, key=lambda label: mean_score(list(sides[label].values())))
-
-
 def best_bridge(results: list[Result]) -> str:
     return best_of({column: side_of(results, column, True) for column in CANDIDATES})
-
-
-# --- the claims ---------------------------------------------------------------------------------
 
 
 def tested(results: list[Result]) -> dict[str, dict]:
@@ -237,6 +157,10 @@ def p_value(p: float) -> str:
     return "p < .001" if p < 0.001 else f"p = {p:.2g}"
 
 
+def p_cell(test: dict) -> str:
+    return p_value(test["p"]).removeprefix("p ").removeprefix("= ")
+
+
 def over_clips(test: dict) -> str:
     low, high = test["ci95"]
     return f"{signed(test['difference'])} [{signed(low)}, {signed(high)}]"
@@ -257,8 +181,8 @@ def claims_table(found: dict[str, dict]) -> list[str]:
     for words, tests in found.items():
         test = tests["together"]
         paper = "–" if tests["paper"] is None else signed(tests["paper"])
-        p = p_value(test["p"]).removeprefix("p ").removeprefix("= ")
-        lines.append(row(words, over_clips(test), p, over_runs(test), paper, verdict(test)))
+        cells = over_clips(test), p_cell(test), over_runs(test)
+        lines.append(row(words, *cells, paper, verdict(test)))
     return lines
 
 
@@ -393,12 +317,65 @@ def page(results: list[Result], found: dict) -> str:
         "",
         *benchmark_table(found["claims"]),
         "",
+        *sweeps_section(found.get("sweeps")),
         "## Every run",
         "",
         *runs_table(results),
         "",
     ]
     return "\n".join(lines)
+
+
+def sweeps_section(found: dict | None) -> list[str]:
+    """Every sweep of both rounds, and what the best values are worth."""
+    if not found:
+        return []
+    lines = [
+        "## Santa's settings",
+        "",
+        "Each setting changed alone. Its best value was chosen on one half of the clips; the "
+        "difference and p are of the other half, on all tasks together, against the value at the "
+        "left.",
+        "",
+    ]
+    for turn, sweeps in enumerate(found["rounds"]):
+        lines += [f"Around {AROUND[turn]}:", "", *sweeps_table(sweeps), ""]
+    if found["whole"]:
+        values = ", ".join(f"{name} {value}" for name, value in found["best"].items())
+        test = found["whole"]["together"]
+        lines += [
+            f"Santa with all best values of the first round ({values}) against the runs' own "
+            f"Santa, on the other half: {over_clips(test)}, {p_value(test['p'])}; over runs "
+            f"{over_runs(test)}.",
+            "",
+        ]
+    for turn, sweeps in enumerate(found["rounds"]):
+        for name, sweep in sweeps.items():
+            lines += [f"### {name}, around {AROUND[turn]}", "", *values_table(name, sweep), ""]
+    return lines
+
+
+def sweeps_table(sweeps: dict[str, dict]) -> list[str]:
+    """One line a setting."""
+    lines = head("setting", "reference", "best here", "on the other half [95 %]", "p", "over runs")
+    for name, sweep in sweeps.items():
+        cells = ["–"] * 3
+        if sweep["test"]:
+            test = sweep["test"]["together"]
+            cells = [over_clips(test), p_cell(test), over_runs(test)]
+        lines.append(row(name, sweep["reference"], sweep["best"], *cells))
+    return lines
+
+
+def values_table(name: str, sweep: dict) -> list[str]:
+    """One line a value: the mean of every task, and the test against the reference."""
+    tasks = list(next(iter(sweep["rows"].values())))
+    lines = head(name, *(CLAIMED[task] for task in tasks), "all: against the reference")
+    for label in sorted(sweep["rows"], key=float):
+        cells = [f"{sweep['rows'][label][task]:.3f}" for task in tasks]
+        test = sweep["tests"].get(label)
+        lines.append(row(label, *cells, brief(test["together"]) if test else "reference"))
+    return lines
 
 
 def described(setting: str) -> str:
@@ -459,6 +436,13 @@ def planned(args: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def sweep_names(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(","))) if text else []
+    if unknown := [name for name in names if name not in VALUES]:
+        raise DataError(f"--sweeps: no {', '.join(unknown)}; there are {', '.join(VALUES)}")
+    return names
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     try:
         return list(dict.fromkeys(int(word) for word in text.split(",")))
@@ -475,6 +459,8 @@ def arguments() -> argparse.ArgumentParser:
     add("--seeds", default="0,1,2", help="of the first setting")
     add("--settings", default=",".join(SETTINGS), help="of CPU rounding: experiments/runs.py")
     add("--setting-seeds", help="of the other settings; default: as --seeds")
+    swept = "Santa's settings to sweep over the first setting's runs; empty: none"
+    add("--sweeps", default=",".join(VALUES), metavar="NAMES", help=swept)
     add("--train", default="", help='more options of train.py, such as "--steps=100"')
     add("--picture", help="where the picture goes; default: RUNS/picture.png")
     return parser
@@ -482,15 +468,18 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
-    plan, root = planned(args), Path(args.runs)
+    plan, swept, root = planned(args), sweep_names(args.sweeps), Path(args.runs)
     results = finish(plan)
     found = analyse(results) | {"picture": picture_of(plan[0])}
-    text = page(results, found)
-    write_atomic(root / "claims.json", json.dumps(found, indent=1).encode())
-    write_atomic(root / "claims.md", text.encode())
+    if swept:
+        alike = [run for run in plan if run.noise and run.setting == plan[0].setting]
+        found["sweeps"] = both_rounds(alike, swept)
     drawn = Path(args.picture or root / "picture.png")
+    write_atomic(root / "claims.json", json.dumps(found, indent=1).encode())
+    write_atomic(root / "claims.md", page(results, found).encode())
     picture.draw(found, drawn)
-    print(f"{text}\nwritten to {root}; the picture: {drawn}")
+    print("\n".join(claims_table(found["claims"])))
+    print(f"\nall tables: {root / 'claims.md'}; the picture: {drawn}")
 
 
 if __name__ == "__main__":

@@ -64,13 +64,15 @@ def draw_clouds(axes, points: dict, gaps: dict) -> None:
     text = np.array(points["text"])
     panels = (("audio", "raw audio"), ("bridged", "audio after Santa"))
     every = np.concatenate([text, *(points[name] for name, _ in panels)])
-    low, high = every.min(0) - 0.06, every.max(0) + 0.06
+    middle, size = (every.min(0) + every.max(0)) / 2, np.ptp(every, axis=0) * 1.12
+    box = axes[0].get_window_extent()
+    unit = max(size[0] / box.width, size[1] / box.height)  # the same on both axes
+    half = unit * box.width / 2, unit * box.height / 2
     for axis, (name, words) in zip(axes, panels):
         axis.scatter(*np.array(points[name]).T, s=5, lw=0, color=AUDIO, alpha=0.65)
         axis.scatter(*text.T, s=5, lw=0, color=TEXT, alpha=0.65)
-        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-        axis.set_facecolor(PAPER)
-        axis.set_aspect("equal", adjustable="datalim")
+        axis.set(xlim=middle[0] + np.array([-1, 1]) * half[0], xticks=[], facecolor=PAPER)
+        axis.set(ylim=middle[1] + np.array([-1, 1]) * half[1], yticks=[])
         axis.set_title(words, size=9.5, color=AUDIO, weight="bold")
         found = gaps[name]
         axis.set_xlabel(
@@ -130,7 +132,7 @@ def draw_method(axes):
 # --- the scores ---------------------------------------------------------------------------------
 
 
-def draw_bars(axes, scores: dict, best: str) -> None:
+def draw_bars(axes, scores: dict, best: str, runs: int) -> None:
     """Scores of the quick start as bars, each with two standard deviations over runs."""
     names = [name for name in SHOWN if name in scores]
     for i, (column, (words, color)) in enumerate(BARS.items()):
@@ -151,18 +153,21 @@ def draw_bars(axes, scores: dict, best: str) -> None:
     axes.spines[["top", "left", "right"]].set_visible(False)
     options = {"frameon": False, "loc": "upper left", "labelcolor": INK, "fontsize": 8.5}
     axes.legend(ncols=2, columnspacing=1.2, handlelength=1.2, borderaxespad=0, **options)
+    words = f"mean of {runs} runs ± two standard deviations"
+    axes.text(1, 0.835, words, transform=axes.transAxes, color=GREY, size=8, ha="right")
 
 
 def draw(found: dict, path: Path) -> None:
     """Writes the picture of claims.json's content `found` as a PNG of few colors."""
     figure = Figure(figsize=(9, 6), facecolor=PAPER)
     top, below = figure.add_gridspec(2, 1, height_ratios=(1, 1.25), hspace=0.1)
-    left, middle, right = below.subgridspec(1, 3, width_ratios=(1, 1, 2.1), wspace=0.08)
+    left, middle, right = below.subgridspec(1, 3, width_ratios=(0.9, 0.9, 2.3), wspace=0.07)
+    figure.subplots_adjust(left=0.015, right=0.985, top=0.985, bottom=0.09)
     draw_method(figure.add_subplot(top))
     panels = [figure.add_subplot(place) for place in (left, middle)]
     draw_clouds(panels, found["picture"]["points"], found["picture"]["gap"])
-    draw_bars(figure.add_subplot(right), found["quick start"], found["best bridge"])
-    figure.subplots_adjust(left=0.015, right=0.985, top=0.985, bottom=0.09)
+    runs = sum(noise for _, _, noise in found["runs"])
+    draw_bars(figure.add_subplot(right), found["quick start"], found["best bridge"], runs)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=200)
     path.parent.mkdir(parents=True, exist_ok=True)

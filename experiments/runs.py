@@ -104,6 +104,14 @@ class Run:
         ckpt, shards = str(self.folder / "model"), str(self.world / "test")
         return evaluation_of(arguments().parse_args(["--ckpt", ckpt, "--shards", shards]))
 
+    @cached_property
+    def claimed(self) -> Evaluation:
+        """The evaluation on the claims' benchmarks alone."""
+        names = [name for name in self.evaluation.names if name in CLAIMED]
+        if not names:
+            raise DataError(f"{self.evaluation.shards} has none of {', '.join(CLAIMED)}")
+        return self.evaluation.on(names)
+
 
 @dataclass
 class Result:
@@ -176,6 +184,8 @@ def call(run: Run, step: str, words: list[str]) -> None:
     if code:
         lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
         said = lines[-1].strip() if lines else "nothing"
+        if "holds a run with another" in said:
+            said += "; here that is another --runs"
         shown = shlex.join([*(f"{name}={value}" for name, value in variables.items()), *command])
         raise DataError(f"{run.name}: {shown} ended with code {code} and said: {said} ({log})")
 
@@ -185,18 +195,10 @@ def call(run: Run, step: str, words: list[str]) -> None:
 
 def clips_of(run: Run) -> Clips:
     """The headline score of every clip, of all columns and of chance."""
-    evaluation = claimed(run.evaluation)
+    evaluation = run.claimed
     variants = {column: Variant(run.evaluation, column) for column in COLUMNS}
     found = {label: by_clip(evaluation, variant) for label, variant in variants.items()}
     return found | {"chance": {name: guesses(evaluation, name) for name in evaluation.names}}
-
-
-def claimed(evaluation: Evaluation) -> Evaluation:
-    """The evaluation on the claims' benchmarks alone."""
-    names = [name for name in evaluation.names if name in CLAIMED]
-    if not names:
-        raise DataError(f"{evaluation.shards} has none of {', '.join(CLAIMED)}")
-    return evaluation.on(names)
 
 
 def by_clip(evaluation: Evaluation, variant: Variant) -> dict[str, dict[str, float]]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.image import imread
 from scipy.stats import permutation_test
 
 from data import DataError
-from experiments import claims, runs
+from experiments import claims, differences, picture, runs, sweeps
 from experiments.runs import Result, Run
 
 BENCHMARKS = ("sound", "mcq")
@@ -56,7 +58,7 @@ def test_pooled_is_scipys_permutation_test():
     rng = np.random.default_rng(0)
     a, b = (rng.random((3, 40)) + extra for extra in (0.12, 0.0))
     sides = [[{clip("x", i): v for i, v in enumerate(run)} for run in side] for side in (a, b)]
-    found = claims.pooled(*sides)
+    found = differences.pooled(*sides)
     means = a.mean(0), b.mean(0)
     theirs = permutation_test(
         means,
@@ -76,18 +78,18 @@ def test_pooled_is_scipys_permutation_test():
 def test_clips_are_matched_by_name_and_need_all_scores():
     a = [{"x": 1.0, "y": 0.0, "z": 1.0, "only here": 1.0}]
     b = [{"z": 0.5, "x": 0.0, "y": float("nan")}]
-    found = claims.pooled(a, b)
+    found = differences.pooled(a, b)
     assert found["n"] == 2 and found["difference"] == 0.75
     assert found["sd"] is None
     with pytest.raises(DataError, match="no clip in common"):
-        claims.pooled([{"x": 1.0}], [{"y": 1.0}])
+        differences.pooled([{"x": 1.0}], [{"y": 1.0}])
 
 
 def test_benchmarks_count_the_same_together():
     """Ten clips that gain 1 and ninety that gain 0 are a gain of one half."""
     a = {"few": [{f"f{i}": 1.0 for i in range(10)}], "many": [{f"m{i}": 0.0 for i in range(90)}]}
     b = {name: [dict.fromkeys(run, 0.0) for run in side] for name, side in a.items()}
-    found = claims.together(a, b)
+    found = differences.together(a, b)
     assert found["difference"] == pytest.approx(0.5)
     assert found["each"] == pytest.approx([0.5])
     assert found["p"] == pytest.approx(2**-9, rel=0.3)  # ten signs, both ways
@@ -95,22 +97,22 @@ def test_benchmarks_count_the_same_together():
 
 def test_halves_share_no_clip_and_keep_its_questions_together():
     clips = [clip("sound", i) for i in range(400)]
-    first = [c for c in clips if claims.in_first_half(c)]
+    first = [c for c in clips if differences.in_first_half(c)]
     assert 150 < len(first) < 250
     for i in range(20):
         questions = [json.dumps([f"sound-{i}", text, 0]) for text in ("What?", "Where?")]
-        assert len({claims.in_first_half(q) for q in questions}) == 1
+        assert len({differences.in_first_half(q) for q in questions}) == 1
 
 
 def test_the_best_is_chosen_on_the_first_half_alone():
     """`spoilt` is better on all clips, but worse on the first half."""
     clips = [clip("sound", i) for i in range(100)]
     good = dict.fromkeys(clips, 0.4)
-    spoilt = {c: 0.3 if claims.in_first_half(c) else 1.0 for c in clips}
+    spoilt = {c: 0.3 if differences.in_first_half(c) else 1.0 for c in clips}
     sides = {"good": good, "spoilt": spoilt}
-    halves = {label: {"sound": [claims.halved(s, True)]} for label, s in sides.items()}
-    assert claims.best_of(halves) == "good"
-    assert claims.best_of({label: {"sound": [s]} for label, s in sides.items()}) == "spoilt"
+    halves = {label: {"sound": [differences.halved(s, True)]} for label, s in sides.items()}
+    assert differences.best_of(halves) == "good"
+    assert differences.best_of({label: {"sound": [s]} for label, s in sides.items()}) == "spoilt"
 
 
 # --- claims and tables --------------------------------------------------------------------------
@@ -169,6 +171,120 @@ def test_coverage_leaves_each_run_out(results):
     noisy = [r for r in results if r.noise]
     inside, total = claims.coverage(noisy, "projection")
     assert total == 4 * (5 + 4) and total / 2 < inside <= total  # CLAP has no score on choices
+
+
+# --- the picture --------------------------------------------------------------------------------
+
+
+def test_clouds_show_the_whole_gap():
+    """Two clouds that are apart along one axis only, and the widest along another."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.randn(2, 200, 6, generator=generator) * torch.tensor([0.0, 0.1, 0.1, 0.5, 0, 0])
+    text = spread[0] + torch.tensor([1.0, 0, 0, 0, 0, 0])
+    audio = spread[1] - spread[1].mean(0) + spread[0].mean(0)
+    points = {k: np.array(v) for k, v in picture.clouds(text, audio, text).items()}
+    means = {name: cloud.mean(0) for name, cloud in points.items()}
+    assert means["text"] - means["audio"] == pytest.approx([1, 0], abs=1e-3)
+    assert points["text"][:, 1].std() == pytest.approx(text[:, 3].std().item(), rel=0.02)
+    assert (points["bridged"] == points["text"]).all()
+
+
+@pytest.mark.slow
+def test_the_picture_is_drawn_and_small(results, tmp_path):
+    points = np.random.default_rng(0).normal(size=(3, 350, 2)) * 0.3
+    measured = {"centroid_distance": 0.9, "paired_cosine": 0.4}
+    found = claims.analyse(results)
+    found["picture"] = {
+        "points": dict(zip(("text", "audio", "bridged"), points.tolist())),
+        "gap": {"audio": measured, "bridged": measured},
+    }
+    (tmp_path / "claims.json").write_text(json.dumps(found))
+    out = tmp_path / "new" / "picture.png"
+    argv = ["--claims", str(tmp_path / "claims.json"), "--out", str(out)]
+    picture.main(argv)
+    before = imread(out)
+    assert before.shape[:2] == (1200, 1800)
+    assert 30_000 < out.stat().st_size < 200_000
+    found["quick start"]["sound"]["santa"] = [0.1, 0.02]
+    (tmp_path / "claims.json").write_text(json.dumps(found))
+    picture.main(argv)
+    assert (before != imread(out)).any()
+    with pytest.raises(DataError, match="first: python -m experiments.claims"):
+        picture.main(["--claims", str(tmp_path / "none.json")])
+
+
+# --- sweeps -------------------------------------------------------------------------------------
+
+
+def sweep_sides(gains, n=200):
+    """{label: side of three runs}: each value is right more often by its gain."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(n)
+    runs_of = {
+        label: [hard + gain + rng.normal(0, 0.05, n) > 0.5 for _ in range(3)]
+        for label, gain in gains.items()
+    }
+    return {
+        label: {"sound": [{clip("s", i): float(x) for i, x in enumerate(run)} for run in found]}
+        for label, found in runs_of.items()
+    }
+
+
+def test_the_best_value_is_tested_on_the_other_half():
+    found = sweeps.found_in(sweep_sides({"0.3": 0.0, "0.1": -0.1, "0.9": 0.2}), "lambda")
+    assert (found["own"], found["reference"], found["best"]) == ("0.3", "0.3", "0.9")
+    test = found["test"]["together"]
+    assert 80 < test["n"] < 120 and test["difference"] > 0.1 and test["p"] < 0.01
+    assert found["tests"]["0.1"]["together"]["n"] == 200
+    assert found["rows"]["0.9"]["sound"] > found["rows"]["0.3"]["sound"]
+    alone = sweeps.found_in(sweep_sides({"0.3": 0.2, "0.1": 0.0}), "lambda")
+    assert alone["best"] == "0.3" and alone["test"] is None
+
+
+def test_the_reference_is_the_papers_value_where_it_is_there():
+    gains = {"40": 0.0, "10": 0.0, "100": 0.1}
+    assert sweeps.found_in(sweep_sides(gains), "K")["reference"] == "100"
+    gains.pop("100")
+    assert sweeps.found_in(sweep_sides(gains), "K")["reference"] == "40"
+    assert sweeps.value_of("tau", "0.00666667") == 1 / 150
+
+
+@pytest.fixture
+def small_run(project, monkeypatch):
+    """The project's model as a run, with two settings of two values."""
+    monkeypatch.setattr(sweeps, "VALUES", {"lambda": [0.0, 1.0], "L": [1]})
+    monkeypatch.setattr(Run, "folder", project / "run")
+    monkeypatch.setattr(Run, "world", project)
+    (project / "test").symlink_to(project / "bench")
+    yield Run(Path("unused"), "base", 0)
+    (project / "test").unlink()
+
+
+@pytest.mark.slow
+def test_both_rounds_on_a_model(small_run, evaluated, monkeypatch):
+    chosen = {"lambda": "1", "L": "1"}
+    found_in = sweeps.found_in
+
+    def choosing(sides, name, own=None):
+        return found_in(sides, name, own) | {"best": chosen[name]}
+
+    monkeypatch.setattr(sweeps, "found_in", choosing)
+    found = sweeps.both_rounds([small_run], ["lambda", "L"])
+    first, second = found["rounds"]
+    assert list(first["lambda"]["rows"]) == ["0.3", "0", "1"]
+    assert list(second["lambda"]["rows"]) == ["1", "0"]
+    assert list(second["L"]["rows"]) == ["1"]
+    assert found["best"] == chosen and found["whole"]["together"]["n"] > 3
+    both = small_run.folder / "eval" / "lambda=1,L=1"
+    assert [path.name.split(".")[0] for path in both.glob("*.jsonl")] == ["sound"]
+    z = small_run.evaluation.encoded["sound"].audio[:3]
+    around = sweeps.best_santa(small_run, chosen)
+    assert around.santa.L == 1 and around.santa.lam == 1.0
+    assert (around.santa(z) - small_run.evaluation.model.santa(z)).abs().max() > 1e-3
+    text = "\n".join(claims.sweeps_section(found))
+    assert "Around the best values here:" in text and "(lambda 1, L 1)" in text
+    monkeypatch.setattr(sweeps, "inference", None)  # all is stored
+    assert sweeps.both_rounds([small_run], ["lambda", "L"]) == found
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -258,11 +374,12 @@ def test_the_plan():
     [
         (["--settings", "base,amd"], "no amd; there are base, default"),
         (["--seeds", "one"], "--seeds one: expected whole numbers"),
+        (["--sweeps", "L,taste"], "no taste; there are lambda, tau, L, K, M"),
     ],
 )
 def test_bad_options_are_named(argv, message):
     with pytest.raises(DataError, match=message):
-        claims.planned(claims.arguments().parse_args(argv))
+        claims.main(argv)
 
 
 def test_clips_of_an_evaluation(project, evaluated, monkeypatch):
