@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
+from config import tiny
 from data import DataError, write_atomic
 from eval import arguments, context, encode, evaluation_of
 from experiments.ablate import Variant, scores
@@ -79,12 +80,17 @@ class Run:
         return self.root / self.setting / "world"
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Those that the claims ask for: without noise only a few."""
+        return COLUMNS if self.noise else ("text", "none", "santa")
+
+    @property
     def commands(self) -> dict[str, list[str]]:
         """The command line of each step, in order."""
         parts = [f"--{part}={self.world / part}" for part in ("train", "val", "llm", "clap")]
         train = ["train.py", "tiny", *parts, f"--out={self.folder}", f"--seed={self.seed}"]
         quiet = [] if self.noise else ["--variance=0"]
-        shards = ["--shards", str(self.world / "test"), "--columns", ",".join(COLUMNS)]
+        shards = ["--shards", str(self.world / "test"), "--columns", ",".join(self.columns)]
         evaluate = ["eval.py", "--ckpt", str(self.folder / "model"), *shards]
         return {"train": [*train, *self.options, *quiet], "eval": evaluate}
 
@@ -92,12 +98,14 @@ class Run:
     def key(self) -> str:
         """A digest of all that the run is made of."""
         commands = [words[1:] for words in self.commands.values()]
-        return digest(commands, SETTINGS[self.setting], list(CLAIMED), recipe())
+        return digest(commands, SETTINGS[self.setting], list(CLAIMED), recipe(), tiny.config)
 
     @property
     def done(self) -> bool:
-        path = self.folder / "clips.json"
-        return path.exists() and json.loads(path.read_text())["key"] == self.key
+        clips, results = self.folder / "clips.json", self.folder / "eval" / "results.json"
+        if not (clips.exists() and results.exists()):
+            return False
+        return json.loads(clips.read_text())["key"] == self.key
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -196,7 +204,7 @@ def call(run: Run, step: str, words: list[str]) -> None:
 def clips_of(run: Run) -> Clips:
     """The headline score of every clip, of all columns and of chance."""
     evaluation = run.claimed
-    variants = {column: Variant(run.evaluation, column) for column in COLUMNS}
+    variants = {column: Variant(run.evaluation, column) for column in run.columns}
     found = {label: by_clip(evaluation, variant) for label, variant in variants.items()}
     return found | {"chance": {name: guesses(evaluation, name) for name in evaluation.names}}
 

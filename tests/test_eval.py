@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,20 @@ def test_shift_takes_the_mean_of_all_benchmarks(project, evaluated, tmp_path):
     kept = {path.name for path in (evaluated / "shift").glob("*.jsonl")}
     assert kept == set(both.values())
     assert len(list((tmp_path / "shift").glob("sound.*"))) == 2
+
+
+def test_two_threads_encode_a_benchmark_once(project, tmp_path, monkeypatch):
+    args = evaluation.arguments().parse_args(options(project, "--out", str(tmp_path)))
+    whole, encode_clips, calls = evaluation.evaluation_of(args), evaluation.encode_clips, []
+
+    def counted(*job):
+        calls.append(job[1])
+        encode_clips(*job)
+
+    monkeypatch.setattr(evaluation, "encode_clips", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: evaluation.encode(whole, "sound"), range(4)))
+    assert calls == ["sound"] and all(part is found[0] for part in found)
 
 
 def test_pairs_are_drawn_evenly(project):
