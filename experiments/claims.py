@@ -304,7 +304,7 @@ def page(results: list[Result], found: dict) -> str:
         "",
         *claims_table(found["claims"]),
         "",
-        f"A claim holds where p is below {ALPHA}. Of {tests} tests on this page, "
+        f"A claim holds where p is below {ALPHA}. Of these {tests} tests of claims, "
         f"{tests * ALPHA:.0f} would come below it if there were no difference anywhere. Claims "
         "about noise compare runs of one seed. Claims about the best bridge are tested on the "
         "clips that it was not chosen on.",
@@ -341,7 +341,7 @@ def sweeps_section(found: dict | None) -> list[str]:
     for turn, sweeps in enumerate(found["rounds"]):
         lines += [f"Around {AROUND[turn]}:", "", *sweeps_table(sweeps), ""]
     if found["whole"]:
-        values = ", ".join(f"{name} {value}" for name, value in found["best"].items())
+        values = ", ".join(f"{name} {short(value)}" for name, value in found["best"].items())
         test = found["whole"]["together"]
         lines += [
             f"Santa with all best values of the first round ({values}) against the runs' own "
@@ -363,8 +363,13 @@ def sweeps_table(sweeps: dict[str, dict]) -> list[str]:
         if sweep["test"]:
             test = sweep["test"]["together"]
             cells = [over_clips(test), p_cell(test), over_runs(test)]
-        lines.append(row(name, sweep["reference"], sweep["best"], *cells))
+        lines.append(row(name, short(sweep["reference"]), short(sweep["best"]), *cells))
     return lines
+
+
+def short(label: str) -> str:
+    """A swept value in three digits, whole numbers in all of theirs."""
+    return label if label.isdigit() else f"{float(label):.3g}"
 
 
 def values_table(name: str, sweep: dict) -> list[str]:
@@ -374,7 +379,8 @@ def values_table(name: str, sweep: dict) -> list[str]:
     for label in sorted(sweep["rows"], key=float):
         cells = [f"{sweep['rows'][label][task]:.3f}" for task in tasks]
         test = sweep["tests"].get(label)
-        lines.append(row(label, *cells, brief(test["together"]) if test else "reference"))
+        last = brief(test["together"]) if test else "reference"
+        lines.append(row(short(label), *cells, last))
     return lines
 
 
