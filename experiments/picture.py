@@ -146,7 +146,9 @@ def draw_bars(axes, scores: dict, best: str, runs: int) -> None:
             if column != "chance":
                 axes.plot([x, x], [value - spread, value + spread], color=INK, lw=1)
             top = value + (0 if column == "chance" else spread)
-            axes.text(x, top + 0.012, f".{value * 100:02.0f}", color=INK, size=7.5, ha="center")
+            axes.text(
+                x, top + 0.012, f"{value:.2f}".removeprefix("0"), color=INK, size=7.5, ha="center"
+            )
     axes.set_xticks(range(len(names)), [SHOWN[name] for name in names], color=INK, size=9)
     axes.set(ylim=(0, 1.24), xlim=(-0.5, len(names) - 0.5), yticks=[], facecolor=PAPER)
     axes.tick_params(length=0)

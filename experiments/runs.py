@@ -185,7 +185,7 @@ def call(run: Run, step: str, words: list[str]) -> None:
     variables, log = SETTINGS[run.setting], run.folder / f"{step}.txt"
     others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     command = [sys.executable, str(PROGRAMS / program), *rest]
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         code = subprocess.run(
             command, env=others | variables, stdout=output, stderr=subprocess.STDOUT
         ).returncode

@@ -198,9 +198,9 @@ def gap_table(results):
     for name, noise in found["noise"].items():
         rows.append([NOISE[name].format(**noise), number(noise["cosine"])])
     note = (
-        f"Of {found.get('pairs', 0):,} clips with a known text, as many of each benchmark as it "
-        "has. Classifier: 0 where it can tell text from audio, 0.5 where it cannot. The 30-pair "
-        "rule: section 3.2, on 30 of these clips."
+        f"Of {found.get('pairs', 0):,} clips with a known text, drawn evenly from the benchmarks. "
+        "Classifier: 0 where it can tell text from audio, 0.5 where it cannot. The 30-pair rule: "
+        "section 3.2, on 30 of these clips."
     )
     return Table("The gap between texts and audio", ["", ""], ["", "r"], rows, note)
 
