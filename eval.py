@@ -38,10 +38,10 @@ from audio import load_audio
 from data import DataError, Source, read_source, sha256, write_atomic
 from distributed import Ranks
 from distributed.parts import Parts, whole_lines
-from santa import BRIDGES, RELEASED_NORM, bridge
+from santa import BRIDGES, RELEASED_NORM, bridge, gap, noise_cosine, noise_variance
 from scoring import judge, report
 from scoring.evaluation import DECODING, Evaluation, digest
-from scoring.results import describe, write
+from scoring.results import describe, trained_variance, write
 from scoring.spice import Spice, SpiceMissing
 from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, measure, summaries
 
@@ -63,19 +63,24 @@ class Encoded(NamedTuple):
 
 def encode(evaluation: Evaluation, name: str) -> Encoded:
     """One benchmark's CLAP vectors. Clips that cannot be decoded are named, and left out."""
-    if name not in evaluation.encoded:
-        path = evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
-        if not path.exists():
-            encode_clips(evaluation, name, path)
-        known, rows = load_file(path), json.loads(path.with_suffix(".json").read_text())
-        kept = [i for i, row in enumerate(rows) if row["clip"] in known]
-        if not kept:
-            url = evaluation.sources[name].url
-            raise DataError(f"{url}: not one clip has audio that can be decoded")
-        audio = torch.stack([known[rows[i]["clip"]] for i in kept])
-        text = known["text"][kept] if "text" in known else None
-        evaluation.encoded[name] = Encoded([rows[i] for i in kept], audio, text)
+    with evaluation.encoding:  # another thread may be at it
+        if name not in evaluation.encoded:
+            evaluation.encoded[name] = encoded(evaluation, name)
     return evaluation.encoded[name]
+
+
+def encoded(evaluation: Evaluation, name: str) -> Encoded:
+    path = evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
+    if not path.exists():
+        encode_clips(evaluation, name, path)
+    known, rows = load_file(path), json.loads(path.with_suffix(".json").read_text())
+    kept = [i for i, row in enumerate(rows) if row["clip"] in known]
+    if not kept:
+        url = evaluation.sources[name].url
+        raise DataError(f"{url}: not one clip has audio that can be decoded")
+    audio = torch.stack([known[rows[i]["clip"]] for i in kept])
+    text = known["text"][kept] if "text" in known else None
+    return Encoded([rows[i] for i in kept], audio, text)
 
 
 def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
@@ -189,12 +194,46 @@ def cross(evaluation: Evaluation, name: str, column: str, over: Callable | None 
         return text
     if over is None:
         santa = evaluation.model.santa
+        mean = audio_mean(evaluation) if column == "shift" else None
         try:
-            over = bridge(column, santa, audio.mean(0), torch.Generator().manual_seed(0))
+            over = bridge(column, santa, mean, torch.Generator().manual_seed(0))
         except ValueError as error:
             hint = "" if santa else " (this model has no memory: --columns none)"
             raise DataError(f"column {column!r}: {error}{hint}") from error
     return over(audio * RELEASED_NORM if column == "official" else audio)
+
+
+def audio_mean(evaluation: Evaluation) -> Tensor:
+    """(D,): the mean of the benchmarks' mean audio vectors, each benchmark counted once.
+
+    `shift` takes it for the mean of all audio. The mean of one benchmark's clips would carry away
+    their content with the gap: that all of them are instruments, say. So would the mean of all
+    clips where one benchmark has most of them.
+    """
+    means = [encode(evaluation, name).audio.mean(0) for name in evaluation.names]
+    return torch.stack(means).mean(0)
+
+
+def pairs(evaluation: Evaluation, n: int) -> tuple[Tensor, Tensor]:
+    """At most n true texts (n, D) and the audio of the same clips (n, D), row by row.
+
+    Every benchmark with texts gives the same number, as far as it has them. A clip that occurs
+    again, with another question, is not drawn again. Without any texts both are empty (0, D).
+    """
+    generator, drawn, seen = torch.Generator().manual_seed(0), [], set()
+    for name in evaluation.names:
+        rows, audio, text = encode(evaluation, name)
+        if text is None:
+            continue
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        first = {rows[i]["clip"]: i for i in reversed(order) if rows[i]["clip"] not in seen}
+        drawn += [(turn, text[i], audio[i]) for turn, i in enumerate(first.values())]
+        seen |= first.keys()
+    drawn = sorted(drawn, key=lambda pair: pair[0])[:n]  # each benchmark's first, then second ...
+    if not drawn:
+        return audio[:0], audio[:0]
+    texts, sounds = zip(*[(text, sound) for _, text, sound in drawn])
+    return torch.stack(texts), torch.stack(sounds)
 
 
 # --- 3. generate --------------------------------------------------------------------------------
@@ -300,6 +339,26 @@ def zero_shot(evaluation: Evaluation, name: str) -> dict:
     return summaries(measure(name, rows, known))
 
 
+def measured_gap(evaluation: Evaluation, most: int = 1000) -> dict:
+    """How far the true texts are from the audio, and the noise that should reach as far.
+
+    {"pairs", all of santa.gap, "noise": {"trained" and "rule": {"variance", "cosine"}}}. `rule` is
+    the 30-pair rule; `trained` is missing where the model does not say its noise. {} where fewer
+    clips than the five folds have a known text.
+    """
+    text, audio = pairs(evaluation, most)
+    if len(text) < 5:
+        return {}
+    rule = noise_variance(text, audio, generator=torch.Generator().manual_seed(0))
+    variances = {"trained": trained_variance(evaluation.ckpt), "rule": rule}
+    noise = {
+        name: {"variance": variance, "cosine": noise_cosine(variance, text.shape[1])}
+        for name, variance in variances.items()
+        if variance is not None
+    }
+    return {"pairs": len(text), **gap(text, audio), "noise": noise}
+
+
 def predict(evaluation: Evaluation, columns: list[str]) -> dict[tuple[str, str], list[dict]]:
     """{(column, benchmark): rows with predictions}, by the first three steps.
 
@@ -328,6 +387,7 @@ def score(
     """(results for the report, {(column, benchmark): {metric: Score}})."""
     rows = {name: encode(evaluation, name).rows for name in evaluation.names}
     results = describe(evaluation, columns, {name: len(part) for name, part in rows.items()})
+    results["gap"] = measured_gap(evaluation)
     measured = {}
     for name in tqdm(evaluation.names, desc="score", leave=False):
         results["chance"][name] = chance(name, rows[name], context(evaluation, name))

@@ -82,6 +82,15 @@ def add_noise(z: Tensor, variance: float, generator=None) -> Tensor:
     return _unit(z + math.sqrt(variance) * noise)
 
 
+def noise_cosine(variance: float, dim: int) -> float:
+    """The cosine that noise leaves between a unit vector (dim,) and its noisy copy, on average.
+
+    The noise is nearly at right angles to the vector, and its length is sqrt(dim * variance):
+    cos = 1 / sqrt(1 + dim * variance). So the same variance is a wider angle in more dimensions.
+    """
+    return 1 / math.sqrt(1 + dim * variance)
+
+
 # --- k-means ---
 
 
@@ -310,16 +319,25 @@ class Santa(nn.Module):
         copies = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
         save_file(copies, path, metadata={"santa": json.dumps(hyper)})
 
-    @classmethod
-    def load(cls, path, device: str | torch.device = "cpu") -> "Santa":
-        """A Santa as `save` wrote it. Raises ValueError for another kind of safetensors file."""
+    @staticmethod
+    def hyper(path) -> dict:
+        """{"L", "tau", "lam", "variance"} of a file that `save` wrote, without its tensors.
+
+        Raises ValueError for another kind of safetensors file.
+        """
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if "santa" not in metadata:
             raise ValueError(
                 f"{path} is not a Santa memory; Santa.build(...).save(path) writes one"
             )
-        return cls(**load_file(path, device=str(device)), **json.loads(metadata["santa"]))
+        return json.loads(metadata["santa"])
+
+    @classmethod
+    def load(cls, path, device: str | torch.device = "cpu") -> "Santa":
+        """A Santa as `save` wrote it. Raises ValueError for another kind of safetensors file."""
+        hyper = cls.hyper(path)
+        return cls(**load_file(path, device=str(device)), **hyper)
 
 
 # --- the other bridges ---
@@ -329,7 +347,7 @@ BRIDGES = {  # a is the unit audio vector, S the memory's texts, without noise u
     "nearest": "the text of S closest to a",
     "memory": "softmax(a S^T / tau) S (DRCap)",
     "projection": "softmax(100 a S^T) S, normalised (DeCap, WSAC)",
-    "shift": "a - mean of the audio + mean of S (C3); needs audio_mean",
+    "shift": "a - mean of all audio + mean of S (C3); needs audio_mean",
     "santa": "Eq. 6-7",
     "santa-kmeans": "Santa without k-means: the L closest rows of the whole memory (Table 4)",
     "santa-mb": "Santa without its memory bank, which is `none` under Table 4's name",

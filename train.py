@@ -48,7 +48,7 @@ from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
 from mats import MATS, MATSConfig
-from santa import Santa, add_noise
+from santa import Santa, add_noise, noise_cosine
 
 SEEDS = 1_000_003  # micro-batch m of a run has the seed: seed * SEEDS + m
 
@@ -472,7 +472,7 @@ def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
 
 
 def summary(run: Run) -> str:
-    """The sizes of all that trains, in a line."""
+    """The sizes of all that trains, and the noise, in a line."""
 
     def millions(parameters):
         return sum(p.numel() for p in parameters) / 1e6
@@ -480,10 +480,12 @@ def summary(run: Run) -> str:
     mapper = millions(run.model.mapper.parameters())
     lora = millions(p for name, p in run.model.trainable().items() if "lora_" in name)
     frozen = millions(p for p in run.model.llm.parameters() if not p.requires_grad)
+    variance, dim = run.cfg.variance, run.cfg.dim
     return (
         f"{mapper:.1f} M weights in the mapper, {lora:.2f} M in LoRA, {frozen:.1f} M frozen in the "
         f"language model; {sum(map(len, run.sources)):,} samples of {len(run.sources)} sources; "
-        f"{run.cfg.supervision} supervision; {run.ranks.size} x {run.ranks.device.type}"
+        f"{run.cfg.supervision} supervision; noise of variance {variance:g}, which leaves a cosine "
+        f"of {noise_cosine(variance, dim):.2f}; {run.ranks.size} x {run.ranks.device.type}"
     )
 
 

@@ -27,10 +27,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data import DataError, find_sources, read_source, write_atomic
-from eval import arguments, context, encode, evaluation_of, generate
+from eval import arguments, context, evaluation_of, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
+from scoring.statistics import Score
 from scoring.tasks import BENCHMARKS, compared, measure, summaries
 
 TABLE4 = {  # the paper's row: our bridge
@@ -108,31 +109,46 @@ def numbers(what: str, text: str) -> list[float] | None:
 # --- settings of inference ----------------------------------------------------------------------
 
 
-def inference(evaluation: Evaluation, name: str, values: list | None, memory: str | None) -> dict:
-    """{label: Variant} of a sweep over one of Santa's settings, the model's own first."""
-    santa, sweep = evaluation.model.santa, INFERENCE[name]
-    m, k = len(santa.memory), len(santa.centers)
-    own = {"tau": santa.tau, "lambda": santa.lam, "L": santa.L, "K": k, "M": m}[name]
+def inference(
+    evaluation: Evaluation,
+    name: str,
+    values: list | None,
+    memory: str | None,
+    around: Santa | None = None,
+    column: str = "santa",
+) -> dict[str, Variant]:
+    """The rows {label: Variant} of a sweep over one of Santa's settings, the own value first.
+
+    around: the Santa that has all other settings, and `column`, the name of its predictions;
+    without them the model's own.
+    """
+    santa, sweep = around or evaluation.model.santa, INFERENCE[name]
+    own = own_value(santa, name)
     texts, which = santa.clean, ""
     if memory and sweep.field in ("k", "m"):
         texts, which = vectors_of(memory)
-    rows = {}
-    for value in sorted({*(values or sweep.values), own}):
+    if around:
+        which += f" with {column}"
+    rows = {f"{own:g}": Variant(evaluation, column, santa)}
+    for value in sorted({*(values or sweep.values)} - {own}):
         fits = 0 <= value <= 1 if name == "lambda" else value > 0
         if not fits or (sweep.whole and value != int(value)):
             raise DataError(f"{name}: {value} is no value for it")
         value = int(value) if sweep.whole else value
-        if value == own:
-            rows[f"{value:g}"] = Variant(evaluation, "santa", santa)
-            continue
         made = changed(santa, sweep.field, value, texts)
         if made is None:
             hint = "" if memory else " (--memory SHARDS gives more)"
-            texts_at_hand = f"{len(texts):,} texts and {m:,} rows of memory are at hand{hint}"
-            print(f"{name}={value} is left out: {texts_at_hand}")
+            texts_at_hand = f"{len(texts):,} texts and {len(santa.memory):,} rows of memory"
+            print(f"{name}={value} is left out: {texts_at_hand} are at hand{hint}")
             continue
         rows[f"{value:g}"] = Variant(evaluation, f"{name}={value:g}{which}", made)
-    return {f"{own:g}": rows.pop(f"{own:g}")} | rows
+    return rows
+
+
+def own_value(santa: Santa, name: str) -> float:
+    """A Santa's own value of a setting in INFERENCE."""
+    sizes = {"K": len(santa.centers), "M": len(santa.memory)}
+    return sizes[name] if name in sizes else getattr(santa, INFERENCE[name].field)
 
 
 def changed(santa: Santa, field: str, value: float, texts: Tensor) -> Santa | None:
@@ -250,16 +266,7 @@ def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> No
     """Predicts and scores every variant on every benchmark; writes Markdown, JSON and plot."""
     first, rows = None, {}
     for label, variant in variants.items():
-        said = {
-            benchmark: generate(variant.evaluation, benchmark, variant.column, variant.over)
-            for benchmark in evaluation.names
-        }
-        if not evaluation.ranks.master:
-            continue
-        measured = {
-            benchmark: measure(benchmark, said[benchmark], context(evaluation, benchmark))
-            for benchmark in evaluation.names
-        }
+        measured = scores(evaluation, variant)
         rows[label] = {
             benchmark: headline(found, first and first[benchmark])
             for benchmark, found in measured.items()
@@ -276,6 +283,20 @@ def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> No
     write_atomic(folder / f"{name}.md", text.encode())
     print(f"{text}\nwritten to {folder}")
     plot(name, rows, paper, folder / f"{name}.png")
+
+
+def scores(evaluation: Evaluation, variant: Variant) -> dict[str, dict[str, Score]]:
+    """{benchmark: {metric: Score}} of one row, the headline first; {} beside the master.
+
+    Answers that are stored are not generated again.
+    """
+    said = {
+        name: generate(variant.evaluation, name, variant.column, variant.over)
+        for name in evaluation.names
+    }
+    if not evaluation.ranks.master:
+        return {}
+    return {name: measure(name, rows, context(evaluation, name)) for name, rows in said.items()}
 
 
 def headline(measured: dict, first: dict | None) -> dict:
@@ -379,6 +400,8 @@ def figure3(evaluation: Evaluation, n: int = 350) -> None:
     CLAP's own vectors; with noise on the texts; the audio over the memory; over Santa.
     """
     text, audio = pairs(evaluation, n)
+    if not len(text):
+        raise DataError("figure3 needs shards whose samples have both a text and audio")
     santa = evaluation.model.santa
     noisy = add_noise(text, santa.variance, torch.Generator().manual_seed(0))
     panels = {
@@ -409,20 +432,6 @@ def figure3(evaluation: Evaluation, n: int = 350) -> None:
     found = {"pairs": len(text), "panels": measured}
     write_atomic(folder / "figure3.json", json.dumps(found, indent=1).encode())
     print(f"{len(text)} pairs; written to {folder}/figure3.png\n{json.dumps(measured, indent=1)}")
-
-
-def pairs(evaluation: Evaluation, n: int) -> tuple[Tensor, Tensor]:
-    """(n, D) texts and (n, D) audio, row by row of one clip; a clip of several questions once."""
-    known = [encode(evaluation, name) for name in evaluation.names]
-    known = [encoded for encoded in known if encoded.text is not None]
-    if not known:
-        raise DataError("figure3 needs shards whose samples have both a text and audio")
-    text = torch.cat([encoded.text for encoded in known])
-    audio = torch.cat([encoded.audio for encoded in known])
-    _, first = np.unique(audio.numpy(), axis=0, return_index=True)
-    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))[:n]
-    pick = torch.from_numpy(np.sort(first))[order]
-    return text[pick], audio[pick]
 
 
 def scatter(axis, text: Tensor, audio: Tensor) -> None:

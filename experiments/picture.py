@@ -1,24 +1,92 @@
-"""The README's picture: the method as a drawing, and below it the results that eval.py left.
+"""The README's picture, drawn from what experiments.claims leaves.
 
-python -m experiments.picture [--results OUT/results.json] [--out docs/picture.png]
+python -m experiments.picture [--claims out/claims/claims.json] [--out docs/picture.png]
+
+Above, the method. Below on the left, the clouds of texts and audio before and after the bridge. On
+the right, scores of the quick start, each with two standard deviations over its runs.
+
+The clouds' plane is the same in both panels. Its first axis points from the mean of the audio to
+the mean of the texts, before the bridge; so it shows the gap at its full length. Its second axis is
+the direction in which all vectors, without their part along the first, vary most. Nothing is
+stretched: a unit on both axes is the length of every vector.
 """
 
 import argparse
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+from torch import Tensor
+
+from data import DataError
 
 INK, PAPER, GREY, MODEL = "#22303c", "#fbfaf7", "#6b7680", "#3f7f5f"
 TEXT, AUDIO = "#2f6db3", "#d1772b"
-BARS = {  # label: (color, column of results.json)
-    "chance": ("#c3c8cc", None),
-    "audio, raw vector": ("#eab98c", "none"),
-    "audio, Santa": (AUDIO, "santa"),
-    "true text (ceiling)": (TEXT, "text"),
+BARS = {  # a column of the quick start's scores: (words, color)
+    "chance": ("chance", "#c3c8cc"),
+    "none": ("audio, raw vector", "#eab98c"),
+    "santa": ("audio, Santa", AUDIO),
+    "best": ("audio, best bridge", "#8a4a12"),
+    "text": ("true text (ceiling)", TEXT),
 }
+SHOWN = {  # a benchmark: its words below the bars
+    "sound": "sounds",
+    "music": "instruments",
+    "mcq": "one of four",
+    "yesno": "yes or no",
+}
+
+
+# --- the clouds ---------------------------------------------------------------------------------
+
+
+def clouds(text: Tensor, audio: Tensor, bridged: Tensor) -> dict[str, list]:
+    """{"text", "audio", "bridged": (n, 2) points} of unit vectors (n, D), in the plane above."""
+    middle = (text.mean(0) + audio.mean(0)) / 2
+    across = torch.nn.functional.normalize(text.mean(0) - audio.mean(0), dim=0)  # (D,)
+    rest = torch.cat([text - text.mean(0), audio - audio.mean(0)])
+    rest = rest - (rest @ across)[:, None] * across
+    along = torch.linalg.svd(rest, full_matrices=False).Vh[0]
+    along = along * (along[along.abs().argmax()].sign())  # either sign fits: take one
+    plane = torch.stack([across, along], 1)  # (D, 2)
+    sides = {"text": text, "audio": audio, "bridged": bridged}
+    return {name: ((z - middle) @ plane).round(decimals=3).tolist() for name, z in sides.items()}
+
+
+def draw_clouds(axes, points: dict, gaps: dict) -> None:
+    """Two panels: texts with the raw audio, and with the audio after the bridge."""
+    text = np.array(points["text"])
+    panels = (("audio", "raw audio"), ("bridged", "audio after Santa"))
+    every = np.concatenate([text, *(points[name] for name, _ in panels)])
+    middle, size = (every.min(0) + every.max(0)) / 2, np.ptp(every, axis=0) * 1.12
+    box = axes[0].get_window_extent()
+    unit = max(size[0] / box.width, size[1] / box.height)  # the same on both axes
+    half = unit * box.width / 2, unit * box.height / 2
+    for axis, (name, words) in zip(axes, panels):
+        axis.scatter(*np.array(points[name]).T, s=5, lw=0, color=AUDIO, alpha=0.65)
+        axis.scatter(*text.T, s=5, lw=0, color=TEXT, alpha=0.65)
+        axis.set(xlim=middle[0] + np.array([-1, 1]) * half[0], xticks=[], facecolor=PAPER)
+        axis.set(ylim=middle[1] + np.array([-1, 1]) * half[1], yticks=[])
+        axis.set_title(words, size=9.5, color=AUDIO, weight="bold")
+        found = gaps[name]
+        axis.set_xlabel(
+            f"centroids {found['centroid_distance']:.2f} apart\n"
+            f"paired cosine {found['paired_cosine']:.2f}",
+            color=INK,
+            size=8.5,
+        )
+        for spine in axis.spines.values():
+            spine.set(color=GREY, linewidth=0.8)
+    axes[0].text(0.97, 0.95, "texts", transform=axes[0].transAxes, color=TEXT, size=9, ha="right")
+
+
+# --- the method ---------------------------------------------------------------------------------
 
 
 def box(axes, x, y, width, height, words, color, filled=True):
@@ -61,40 +129,66 @@ def draw_method(axes):
     arrow(axes, (79, 27.2), (79, 23.3))
 
 
-def draw_bars(axes, results, names):
-    """Every benchmark's headline score as bars with their 95 % intervals, beside chance."""
-    metrics = [results["headline"][name] for name in names]
-    for i, (label, (color, column)) in enumerate(BARS.items()):
-        for place, (name, metric) in enumerate(zip(names, metrics, strict=True)):
-            x = place + (i - 1.5) * 0.2
-            value = top = results["chance"][name][metric]
-            if column:
-                score = results["columns"][column][name][metric]
-                value, (low, top) = score["value"], score["ci95"]
-                axes.plot([x, x], [low, top], color=INK, lw=1)
-            axes.bar(x, value, 0.18, color=color, label=None if place else label)
-            axes.text(x, top + 0.015, f"{value:.2f}", color=INK, size=8, ha="center")
-    titles = [f"{results['titles'][name]}\n({m})" for name, m in zip(names, metrics, strict=True)]
-    axes.set_xticks(range(len(names)), titles, color=INK, size=8.5)
-    axes.set(ylim=(0, 1), xlim=(-0.5, len(names) - 0.5), yticks=[], facecolor=PAPER)
+# --- the scores ---------------------------------------------------------------------------------
+
+
+def draw_bars(axes, scores: dict, best: str, runs: int) -> None:
+    """Scores of the quick start as bars, each with two standard deviations over runs."""
+    names = [name for name in SHOWN if name in scores]
+    for i, (column, (words, color)) in enumerate(BARS.items()):
+        label = f"{words}: {best}" if column == "best" else words
+        for place, name in enumerate(names):
+            x, cell = place + (i - 2) * 0.17, scores[name][column]
+            if cell is None:
+                continue
+            value, spread = cell
+            axes.bar(x, value, 0.155, color=color, label=None if place else label)
+            if column != "chance":
+                axes.plot([x, x], [value - spread, value + spread], color=INK, lw=1)
+            top = value + (0 if column == "chance" else spread)
+            axes.text(
+                x, top + 0.012, f"{value:.2f}".removeprefix("0"), color=INK, size=7.5, ha="center"
+            )
+    axes.set_xticks(range(len(names)), [SHOWN[name] for name in names], color=INK, size=9)
+    axes.set(ylim=(0, 1.24), xlim=(-0.5, len(names) - 0.5), yticks=[], facecolor=PAPER)
     axes.tick_params(length=0)
     axes.spines[["top", "left", "right"]].set_visible(False)
-    axes.legend(ncols=4, frameon=False, loc="upper left", fontsize=9, labelcolor=INK)
+    options = {"frameon": False, "loc": "upper left", "labelcolor": INK, "fontsize": 8.5}
+    axes.legend(ncols=2, columnspacing=1.2, handlelength=1.2, borderaxespad=0, **options)
+    words = f"mean of {runs} runs ± two standard deviations"
+    axes.text(1, 0.835, words, transform=axes.transAxes, color=GREY, size=8, ha="right")
+
+
+def draw(found: dict, path: Path) -> None:
+    """Writes the picture of claims.json's content `found` as a PNG of few colors."""
+    figure = Figure(figsize=(9, 6), facecolor=PAPER)
+    top, below = figure.add_gridspec(2, 1, height_ratios=(1, 1.25), hspace=0.1)
+    left, middle, right = below.subgridspec(1, 3, width_ratios=(0.9, 0.9, 2.3), wspace=0.07)
+    figure.subplots_adjust(left=0.015, right=0.985, top=0.985, bottom=0.09)
+    draw_method(figure.add_subplot(top))
+    panels = [figure.add_subplot(place) for place in (left, middle)]
+    draw_clouds(panels, found["picture"]["points"], found["picture"]["gap"])
+    runs = sum(noise for _, _, noise in found["runs"])
+    draw_bars(figure.add_subplot(right), found["quick start"], found["best bridge"], runs)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=200)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(buffer).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", default="out/tiny/eval/results.json", help="of eval.py")
+    parser.add_argument("--claims", default="out/claims/claims.json", help="of experiments.claims")
     parser.add_argument("--out", default="docs/picture.png")
-    parser.add_argument("--bench", default="sound,music,mcq,open,yesno", help="comma-separated")
     args = parser.parse_args(argv)
-    figure = Figure(figsize=(9, 5.2), facecolor=PAPER)
-    top, bottom = figure.subplots(2, height_ratios=(1, 1.05))
-    draw_method(top)
-    draw_bars(bottom, json.loads(Path(args.results).read_text()), args.bench.split(","))
-    figure.subplots_adjust(left=0.015, right=0.985, top=0.98, bottom=0.09, hspace=0.03)
-    figure.savefig(args.out, dpi=200)
+    path = Path(args.claims)
+    if not path.exists():
+        raise DataError(f"{path} is missing; first: python -m experiments.claims")
+    draw(json.loads(path.read_text()), Path(args.out))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"picture.py: {error}")

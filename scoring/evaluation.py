@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -59,6 +60,7 @@ class Evaluation:
     batch: int = 128
     vectors: Path | None = None  # folder of another evaluation of the same CLAP
     encoded: dict = field(default_factory=dict)  # benchmark -> Encoded
+    encoding: Lock = field(default_factory=Lock)  # held by the thread that fills `encoded`
 
     def __post_init__(self):
         if "{}" not in self.template:
@@ -137,8 +139,19 @@ class Evaluation:
         """The same evaluation of another model of the same CLAP; the audio is not encoded again."""
         return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, encoded={})
 
+    def on(self, names: list[str]) -> "Evaluation":
+        """The same evaluation on some of its benchmarks; the audio is not encoded again."""
+        return replace(self, bench=",".join(names), vectors=self.vector_folder)
+
     def predictions(self, name: str, column: str) -> Path:
-        return self.out / column / f"{name}.{self.keys[name]}.jsonl"
+        """The file of one benchmark's answers over one bridge.
+
+        `shift` depends on the audio of all benchmarks, so its key does too.
+        """
+        key = self.keys[name]
+        if column == "shift":
+            key = digest(key, sorted(self.vector_keys.items()))
+        return self.out / column / f"{name}.{key}.jsonl"
 
 
 def digest(*parts) -> str:

@@ -12,6 +12,8 @@
                             a cell is {"value": float | None, "ci95": [low, high] | None,
                             "why": the reason where value is None}
     chance                  {benchmark: {metric: float}}
+    gap                     of true texts and audio: {"pairs", santa.gap's measures, "noise":
+                            {"trained", "rule": {"variance", "cosine"}}}; may be empty or missing
 Predictions are rows of shards with "prediction" and, where it is known, "score": 1 right, 0 wrong,
 or between.
 """
@@ -124,7 +126,8 @@ def tables(results) -> tuple[list[Table], list[str]]:
     """(tables, footnotes): scores, and intervals and the paper's scores if there are any."""
     reasons = []
     scores = score_table(results, reasons)
-    more = [table for table in (interval_table(results), paper_table(results)) if table.rows]
+    more = [interval_table(results), gap_table(results), paper_table(results)]
+    more = [table for table in more if table.rows]
     columns = ["CLAP: zero-shot, without MATS"]
     columns += [f"{name}: {COLUMNS[name]}" for name in results["columns"] if name in COLUMNS]
     notes = [
@@ -173,6 +176,33 @@ def interval_table(results):
             rows.append([results["titles"][name], metric, *spans])
     head = ["benchmark", "metric", "CLAP", *results["columns"]]
     return Table("95 % bootstrap intervals", head, ["", "", *"r" * (len(head) - 2)], rows)
+
+
+GAP = {  # santa.gap's measure: how the report names it
+    "paired_cosine": "cosine of a clip's text and audio",
+    "centroid_distance": "distance of the two centroids",
+    "classifier_error": "error of a classifier that tells them apart",
+    "audio_to_text_R@10": "R@10, audio to text",
+    "text_to_audio_R@10": "R@10, text to audio",
+}
+NOISE = {
+    "trained": "noise in training: variance {variance:.4g}, which leaves a cosine of",
+    "rule": "noise by the 30-pair rule: variance {variance:.4g}, which would leave a cosine of",
+}
+
+
+def gap_table(results):
+    """How far texts and audio are apart, and whether the noise reaches as far."""
+    found = results.get("gap") or {"noise": {}}
+    rows = [[words, number(found[name])] for name, words in GAP.items() if name in found]
+    for name, noise in found["noise"].items():
+        rows.append([NOISE[name].format(**noise), number(noise["cosine"])])
+    note = (
+        f"Of {found.get('pairs', 0):,} clips with a known text, drawn evenly from the benchmarks. "
+        "Classifier: 0 where it can tell text from audio, 0.5 where it cannot. The 30-pair rule: "
+        "section 3.2, on 30 of these clips."
+    )
+    return Table("The gap between texts and audio", ["", ""], ["", "r"], rows, note)
 
 
 def paper_table(results):

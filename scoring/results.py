@@ -5,9 +5,11 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from data import read_source, write_atomic
+from santa import Santa
 from scoring import report
 from scoring.evaluation import DECODING, Evaluation
 from scoring.tasks import BENCHMARKS
@@ -30,6 +32,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
             name: evaluation.sources[name].index.get("published", n[name])
             for name in evaluation.names
         },
+        "gap": {},
         "headline": {},
         "chance": {},
         "clap": {},
@@ -56,6 +59,20 @@ def notes(evaluation: Evaluation) -> list[str]:
     if not evaluation.tags:
         lines.append("Without the released code's tags.")
     return lines
+
+
+def trained_variance(ckpt: Path) -> float | None:
+    """The variance of the noise in training: the memory's, else that of the run beside the model.
+
+    None where neither is there.
+    """
+    if (ckpt / "santa.safetensors").exists():
+        return Santa.hyper(ckpt / "santa.safetensors")["variance"]
+    state = ckpt.parent / "state.pt"
+    if not state.exists():
+        return None
+    identity = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["identity"]
+    return identity["variance"]
 
 
 def write(evaluation: Evaluation, results: dict, predictions: dict, measured: dict) -> None:

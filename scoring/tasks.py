@@ -329,8 +329,14 @@ def chance(benchmark: str, rows: list[dict], context: Context) -> dict[str, floa
     metrics = BENCHMARKS[benchmark].metrics
     if metrics in UNIFORM:
         return UNIFORM[metrics](rows, context)
+    scores = guessed(benchmark, rows, context)
+    return {metric: score.value for metric, score in scores.items() if score.value is not None}
+
+
+def guessed(benchmark: str, rows: list[dict], context: Context) -> dict[str, Score]:
+    """{metric: Score} of guesses that did not listen; {} where chance is a number, or unknown."""
+    metrics = BENCHMARKS[benchmark].metrics
     if metrics not in GUESSES:
         return {}
-    guessed = [row | {"prediction": said} for row, said in zip(rows, GUESSES[metrics](rows))]
-    scores = measure(benchmark, guessed, context)
-    return {metric: score.value for metric, score in scores.items() if score.value is not None}
+    said = [row | {"prediction": guess} for row, guess in zip(rows, GUESSES[metrics](rows))]
+    return measure(benchmark, said, context)

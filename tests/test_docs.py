@@ -12,11 +12,9 @@ from unittest.mock import create_autospec, patch
 
 import pytest
 import torch.distributed.run
-from matplotlib.image import imread
 
 import config
 import mats
-from experiments import picture
 from train import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -214,28 +212,3 @@ def test_every_requirement_has_its_reason():
     table = PAGES["docs/models.md"].partition("## Dependencies")[2]
     reasons = ", ".join(re.findall(r"^\| (.+?) \| ", table, re.M)).split(", ")
     assert set(required) == set(reasons) - {"package"}
-
-
-# --- the picture ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_picture(tmp_path):
-    names = ("sound", "music")
-    score = {"ACC": {"value": 0.5, "ci95": [0.4, 0.6]}}
-    results = {
-        "titles": dict.fromkeys(names, "a task"),
-        "headline": dict.fromkeys(names, "ACC"),
-        "chance": dict.fromkeys(names, {"ACC": 0.1}),
-        "columns": dict.fromkeys(("none", "santa", "text"), dict.fromkeys(names, score)),
-    }
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    out = tmp_path / "picture.png"
-    arguments = ["--results", str(tmp_path / "results.json"), "--out", str(out)]
-    picture.main([*arguments, "--bench", "sound,music"])
-    low = imread(out)
-    score["ACC"]["value"] = 0.8
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    picture.main([*arguments, "--bench", "sound,music"])
-    assert low.shape[1] == 1800 and (low != imread(out)).any()
-    assert out.stat().st_size < 200_000

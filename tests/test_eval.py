@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from distributed import Ranks
 from distributed.parts import Parts
 from eval import load_answers as load
 from mats import MATS
-from scoring.results import with_scores
+from scoring.results import trained_variance, with_scores
 from shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,75 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         evaluation.main(["--ckpt", str(project)])
     with pytest.raises(SystemExit, match="now: python -m experiments.ablate"):
         evaluation.main(["--ablate", "table4"])
+
+
+def shift_only(project, out, bench):
+    argv = options(project, "--out", str(out), "--bench", bench)
+    evaluation.main([*argv, "--columns", "shift"])
+    return {path.name.split(".")[0]: path.name for path in (out / "shift").glob("*.jsonl")}
+
+
+def test_shift_takes_the_mean_of_all_benchmarks(project, evaluated, tmp_path):
+    """Each benchmark counts once, and other benchmarks make another file of predictions."""
+    args = evaluation.arguments().parse_args(options(project))
+    whole = evaluation.evaluation_of(args)
+    audio = [evaluation.encode(whole, name).audio for name in whole.names]
+    santa = whole.model.santa
+    mean = (audio[0].mean(0) + audio[1].mean(0)) / 2
+    over = santa.clean / santa.clean.norm(dim=1, keepdim=True)
+    expected = audio[0] - mean + over.mean(0)
+    found = evaluation.cross(whole, "sound", "shift")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    alone = shift_only(project, tmp_path, "sound")
+    both = shift_only(project, tmp_path, "sound,yesno")
+    assert alone["sound"] != both["sound"]
+    kept = {path.name for path in (evaluated / "shift").glob("*.jsonl")}
+    assert kept == set(both.values())
+    assert len(list((tmp_path / "shift").glob("sound.*"))) == 2
+
+
+def test_two_threads_encode_a_benchmark_once(project, tmp_path, monkeypatch):
+    args = evaluation.arguments().parse_args(options(project, "--out", str(tmp_path)))
+    whole, encode_clips, calls = evaluation.evaluation_of(args), evaluation.encode_clips, []
+
+    def counted(*job):
+        calls.append(job[1])
+        encode_clips(*job)
+
+    monkeypatch.setattr(evaluation, "encode_clips", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: evaluation.encode(whole, "sound"), range(4)))
+    assert calls == ["sound"] and all(part is found[0] for part in found)
+
+
+def test_pairs_are_drawn_evenly(project):
+    """Both benchmarks hold the same ten clips, two questions each."""
+    args = evaluation.arguments().parse_args(options(project))
+    whole = evaluation.evaluation_of(args)
+    text, audio = evaluation.pairs(whole, 1000)
+    assert text.shape == audio.shape == (10, 16)
+    assert len(audio.unique(dim=0)) == 10
+    few, _ = evaluation.pairs(whole, 4)
+    torch.testing.assert_close(few, text[:4])
+
+
+def test_the_gap_and_the_noise_are_reported(project, evaluated):
+    found = results_of(evaluated)["gap"]
+    assert found["pairs"] == 10 and 0 <= found["classifier_error"] <= 1
+    trained = found["noise"]["trained"]
+    assert trained["variance"] == 0.015
+    assert trained["cosine"] == pytest.approx((1 + 16 * 0.015) ** -0.5)
+    report = (evaluated / "report.md").read_text()
+    assert "## The gap between texts and audio" in report
+    assert f"leaves a cosine of | {trained['cosine']:.3f} |" in report
+    assert "noise by the 30-pair rule: variance" in report
+
+
+def test_the_trained_variance_is_found_without_a_memory(tmp_path):
+    model = tmp_path / "model"
+    assert trained_variance(model) is None
+    torch.save({"identity": {"variance": 0.002}}, tmp_path / "state.pt")
+    assert trained_variance(model) == 0.002
 
 
 def test_what_cannot_be_decoded_is_named(project, tmp_path, capsys):

@@ -195,6 +195,17 @@ def test_results_without_anything_but_scores():
     assert "nothing to score" in report.html(results, {}, lambda name, row: None)
 
 
+def test_the_gap_stands_beside_the_noise():
+    gap = {"pairs": 1000, "paired_cosine": 0.471, "centroid_distance": 0.85}
+    noise = {"rule": {"variance": 0.0171, "cosine": 0.56}}
+    text = report.markdown(make_results() | {"gap": gap | {"noise": noise}})
+    part = text.partition("## The gap between texts and audio")[2].partition("##")[0]
+    assert "| cosine of a clip's text and audio | 0.471 |" in part
+    assert "variance 0.0171, which would leave a cosine of | 0.560 |" in part
+    assert "1,000 clips" in part and "noise in training" not in part
+    assert "The gap" not in report.markdown(make_results() | {"gap": {}})
+
+
 # --- the page ---
 
 

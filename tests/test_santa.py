@@ -14,7 +14,16 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import santa as module
-from santa import BRIDGES, Santa, add_noise, bridge, gap, kmeans, noise_variance
+from santa import (
+    BRIDGES,
+    Santa,
+    add_noise,
+    bridge,
+    gap,
+    kmeans,
+    noise_cosine,
+    noise_variance,
+)
 
 CAPTIONS = Path(__file__).parents[2] / "shared/data/audiocaps/test.csv"
 
@@ -728,3 +737,17 @@ def test_public_functions_say_what_they_do():
         gap,
     ):
         assert len(inspect.getdoc(f)) > 40, f
+
+
+@pytest.mark.parametrize(("variance", "dim"), [(0.015, 1024), (0.002, 128), (0.0, 16)])
+def test_the_cosine_that_noise_leaves(variance, dim):
+    z = F.normalize(torch.randn(2000, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    noisy = add_noise(z, variance, torch.Generator().manual_seed(1))
+    assert (z * noisy).sum(1).mean().item() == pytest.approx(noise_cosine(variance, dim), abs=5e-3)
+
+
+def test_settings_are_read_without_the_tensors(tmp_path):
+    built = Santa.build(torch.randn(20, 8), m=20, k=2, variance=0.002, L=5)
+    built.save(tmp_path / "santa.safetensors")
+    found = Santa.hyper(tmp_path / "santa.safetensors")
+    assert found == {"L": 5, "tau": 0.1, "lam": 0.3, "variance": 0.002}

@@ -452,7 +452,7 @@ def test_several_ranks_log_their_mean():
 
 
 def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
-    world, tmp_path, monkeypatch
+    world, tmp_path, monkeypatch, capsys
 ):
     noise, plan, noises, plans = train.add_noise, train.Plan, [], []
 
@@ -469,3 +469,7 @@ def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
     train.main(arguments(world, tmp_path, steps=2, val_every=2, save_every=2, log_every=2))
     assert sorted(plans) == [0, 1]
     assert sorted(noises[:4]) == [0, 1, 2, 3] and len(noises[4:]) == len(set(noises[4:])) == 4
+    left = (1 + 16 * 0.015) ** -0.5
+    assert (
+        f"noise of variance 0.015, which leaves a cosine of {left:.2f}" in capsys.readouterr().out
+    )
