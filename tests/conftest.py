@@ -29,7 +29,7 @@ from mats import MATS, MATSConfig
 from santa import Santa
 from shards.writer import ShardWriter
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 SHARED = Path(__file__).parent.parent.parent / "shared"
 ANIMALS = ["dog", "cat", "cow", "frog", "crow", "duck", "sheep", "horse"]
 PLACES = [
