@@ -69,7 +69,7 @@ def test_an_endpoint_gives_unit_rows(server, monkeypatch):
     want = torch.tensor([[0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
     torch.testing.assert_close(rows, want)
     text_encoder(server.url, None)(["a"])
-    models = [body["model"] for _, _, body, _ in server.requests]
+    models = [body["model"] for _, _, body in server.requests]
     assert models == ["small", "text-embedding-ada-002"]
 
 
