@@ -486,9 +486,13 @@ def test_two_processes_score_as_one(tmp_path, monkeypatch):
         assert kept == ([] if rank == 0 else [6, 12, 1, 13])
 
 
-def test_audiocaps_in_well_under_a_second(shared):
+def test_audiocaps_takes_little_longer_than_its_tokens(shared):
     entry = next(e for e in entries(shared) if e["name"] == "audiocaps_test_rot0")
     preds, target = real(shared, entry)
+    started = time.process_time()
+    for text in [*preds, *(ref for refs in target for ref in refs)]:
+        ptb_tokenize(text)
+    tokens = time.process_time() - started
     ptb.cached_tokens.cache_clear()
     started = time.process_time()
     metric = CiderD()
@@ -496,4 +500,4 @@ def test_audiocaps_in_well_under_a_second(shared):
         metric.update(preds[i : i + 64], target[i : i + 64])
     assert metric.compute().item() == pytest.approx(entry["coco_caption"]["cider_d"], abs=1e-9)
     all_scores(preds, target)
-    assert time.process_time() - started < 2  # 0.2 s on a slow core; others may be using it
+    assert time.process_time() - started < 20 * tokens  # about 3 times as long
