@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from servers import random_llms, server  # noqa: F401, fixtures
+from servers import nobody, random_llms, server  # noqa: F401, fixtures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,

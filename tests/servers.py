@@ -114,6 +114,15 @@ def server(monkeypatch):
     server.http.server_close()
 
 
+@pytest.fixture
+def nobody(monkeypatch):
+    """The URL of a port where nobody listens; it stays bound, so that no other process takes it."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+
+
 @pytest.fixture(scope="module")
 def random_llms(tokenizer, tmp_path_factory):
     """Folders of random models with a chat template: a LLaMA with a long context, and a GPT-2."""

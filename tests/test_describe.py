@@ -4,7 +4,6 @@ import io
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -197,15 +196,12 @@ def test_one_label_set_that_fails_is_named_and_the_others_go_on(server, tmp_path
     )
 
 
-def test_a_closed_port_ends_the_run_and_keeps_what_it_has(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{s.getsockname()[1]}/v1"
+def test_a_closed_port_ends_the_run_and_keeps_what_it_has(nobody, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"labels": ["dog"], "text": "A dog barks far away.", "model": "m"}\n')
     asked = []
 
-    closed = Endpoint(url, "m", tries=2, backoff=0.01)
+    closed = Endpoint(nobody, "m", tries=2, backoff=0.01)
 
     def ask(messages):
         asked.append(messages)

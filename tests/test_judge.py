@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -468,14 +467,12 @@ def test_one_that_fails_is_named_and_the_others_go_on(server, tmp_path):
     assert len(server.requests) == 2 + 5 + 1 and summary(path, rows)["unasked"] == 0
 
 
-def test_a_server_that_is_down_or_refuses_ends_the_run(server, tmp_path):
+def test_a_server_that_is_down_or_refuses_ends_the_run(server, nobody, tmp_path):
     rows, path = [item(i) for i in range(30)], tmp_path / "v.jsonl"
     judge(rows[:1], ask_text("9 1"), path)
-    with socket.socket() as down:  # bound, so that no other process takes the port meanwhile
-        down.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{down.getsockname()[1]}/v1"
-        with pytest.raises(LLMError, match="10 requests in a row failed.*(?s:.)*refused"):
-            judge(rows, Endpoint(url, "m", tries=2, backoff=0.01), path, workers=2)
+    # the last two may fail at the same time
+    with pytest.raises(LLMError, match="1[01] requests in a row failed.*(?s:.)*refused"):
+        judge(rows, Endpoint(nobody, "m", tries=2, backoff=0.01), path, workers=2)
     server.script = [(401, {}, f"who is {KEY}?")] * 9
     with pytest.raises(LLMError, match="401") as e:
         judge(rows, endpoint(server, key=KEY), path, workers=2)
