@@ -41,6 +41,7 @@ from distributed.parts import Parts, whole_lines
 from santa import BRIDGES, RELEASED_NORM, bridge, gap, noise_cosine, noise_variance
 from scoring import judge, report
 from scoring.evaluation import DECODING, Evaluation, digest
+from scoring.matching import steps
 from scoring.results import describe, trained_variance, write
 from scoring.spice import Spice, SpiceMissing
 from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, measure, summaries
@@ -326,13 +327,13 @@ def zero_shot(evaluation: Evaluation, name: str) -> dict:
 
     def similarity(audio, labels):
         texts = [evaluation.template.format(label.lower()) for label in labels]
-        return audio @ evaluation.clap.encode_text(texts).cpu().T
+        return audio.double() @ evaluation.clap_text(texts).double().T
 
     known = Context()
     if evaluation.labels[name]:
         known = Context(evaluation.labels[name], scores=similarity(audio, evaluation.labels[name]))
     elif name != "mmau" and all("choices" in row for row in rows):
-        best = [int(similarity(a, row["choices"]).argmax()) for row, a in zip(rows, audio)]
+        best = [int(steps(similarity(a, row["choices"])).argmax()) for row, a in zip(rows, audio)]
         rows = [{**row, "prediction": row["choices"][i]} for row, i in zip(rows, best)]
     else:
         return {}

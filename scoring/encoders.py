@@ -1,29 +1,41 @@
-"""Text encoders of text matching, by name."""
+"""Text encoders of text matching, by name.
 
+They compute in float64: two CPUs then differ by 1e-15, in float32 by 1e-7, which moves scores.
+"""
+
+import copy
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clap import CLAP
 from scoring.llm import Endpoint
 
 
 def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[list[str]], Tensor]:
-    """list of str -> (n, D) unit rows.
+    """list of str -> (n, D) unit rows, float64 (of encoders that are not ours, as they come).
 
     name: `clap`, the model's own text tower; https://...#MODEL, an OpenAI-compatible endpoint; or a
     text tower of CLIP or a sentence encoder that transformers can load. clap: returns the CLAP, and
     is called when that is first needed.
     """
     if name == "clap":
-        return lambda texts: clap().encode_text(texts).cpu()
+        tower = cache(lambda: precise(clap()))
+        return lambda texts: tower().encode_text(texts).cpu()
     if not name.startswith(("http://", "https://")):
         return transformers_encoder(name, device)
     url, _, model = name.partition("#")
     endpoint = Endpoint(url, model or "text-embedding-ada-002", os.environ.get("OPENAI_API_KEY"))
-    return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)), dim=-1)
+    return lambda texts: F.normalize(torch.tensor(endpoint.embed(texts)).double(), dim=-1)
+
+
+def precise(clap):
+    """A float64 copy of a CLAP; another pair of encoders as it is."""
+    return copy.deepcopy(clap).double() if isinstance(clap, CLAP) else clap
 
 
 def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:
@@ -31,8 +43,8 @@ def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor
 
     clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
     kind = CLIPTextModelWithProjection if clip else AutoModel
-    model, tokenizer = kind.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    model.to(device)
+    model = kind.from_pretrained(name, dtype=torch.float64).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name)
 
     @torch.inference_mode()
     def encode(texts: list[str], batch: int = 256) -> Tensor:
@@ -46,6 +58,6 @@ def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor
             else:  # the mean over the words, as sentence encoders are trained
                 mask = tokens["attention_mask"][..., None]
                 rows.append((out.last_hidden_state * mask).sum(1) / mask.sum(1))
-        return F.normalize(torch.cat(rows).float().cpu(), dim=-1)
+        return F.normalize(torch.cat(rows).cpu(), dim=-1)
 
     return encode

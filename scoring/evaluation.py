@@ -128,11 +128,16 @@ class Evaluation:
         return MATS.from_pretrained(self.ckpt).to(self.ranks.device)
 
     @cached_property
+    def clap_text(self) -> Callable:
+        """CLAP's text tower, as scores need it: list of str -> (n, D) unit rows."""
+        return text_encoder("clap", lambda: self.clap)
+
+    @cached_property
     def encoders(self) -> dict[str, Callable]:
         """Text matching's encoders by name: list of str -> (n, D) unit rows."""
-        device = self.ranks.device
         return {
-            name: text_encoder(name, lambda: self.clap, device) for name in self.match.split(",")
+            name: self.clap_text if name == "clap" else text_encoder(name, None, self.ranks.device)
+            for name in self.match.split(",")
         }
 
     def like(self, ckpt: Path, out: Path) -> "Evaluation":

@@ -32,7 +32,7 @@ from scoring.matching import (
     share_of_positives,
     uniform_class,
 )
-from scoring.statistics import Mean, Missing, Ratio, Score, Value, paired, quotient
+from scoring.statistics import Mean, Missing, Ratio, Score, Value, paired, quotient, steady
 
 
 @dataclass
@@ -163,10 +163,10 @@ def captions(rows, context):
     SPIDEr is the mean of CIDEr-D and SPICE.
     """
     pairs = predictions_and_references(rows)
-    cider = coco.cider_d(*pairs)
+    cider = steady(coco.cider_d(*pairs))
     return {
         "CIDEr-D": Mean(cider),
-        "BLEU4": Ratio(coco.bleu_counts(*pairs), lambda sums: coco.bleu(sums)[..., 3]),
+        "BLEU4": Ratio(coco.bleu_counts(*pairs), lambda sums: steady(coco.bleu(sums)[..., 3])),
         "ROUGE-L": Mean(coco.rouge_l(*pairs)),
     } | spice_scores(context.spice, cider, pairs)
 
@@ -211,7 +211,7 @@ def bleu_of(sums: Tensor) -> Tensor:
     matches, grams, (length, reference) = sums[..., :4], sums[..., 4:8], sums[..., 8:].unbind(-1)
     brevity = (1 - reference / length.clamp(min=1e-9)).clamp(max=0).exp()
     precision = (matches / grams).log().mean(-1).exp()
-    return torch.where(matches.min(-1).values > 0, brevity * precision, 0.0)
+    return steady(torch.where(matches.min(-1).values > 0, brevity * precision, 0.0))
 
 
 def plain_captions(rows, context):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from servers import random_llms, server  # noqa: F401, fixtures
+from servers import nobody, random_llms, server  # noqa: F401, fixtures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -29,7 +29,7 @@ from mats import MATS, MATSConfig
 from santa import Santa
 from shards.writer import ShardWriter
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 SHARED = Path(__file__).parent.parent.parent / "shared"
 ANIMALS = ["dog", "cat", "cow", "frog", "crow", "duck", "sheep", "horse"]
 PLACES = [

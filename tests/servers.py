@@ -1,6 +1,8 @@
 """A language model's server on the loopback address, and folders of tiny random models."""
 
 import json
+import math
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -12,18 +14,35 @@ import pytest
 KEY = "sk-loopback-0123456789"
 
 
+class Counting(ThreadingHTTPServer):
+    """Counts the connections that are open."""
+
+    daemon_threads, connections, lock = True, 0, threading.Lock()
+
+    def process_request(self, request, address):
+        with self.lock:
+            self.connections += 1
+        super().process_request(request, address)
+
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        with self.lock:
+            self.connections -= 1
+
+
 class Server:
     """answer(body, k) is the reply to request k: a text, sent as a chat completion, or a dict.
 
     `script` holds other replies to the next requests: (status, headers, body), a number of seconds
     to stay silent before the answer, or "cut" for half of the answer. `most` is the largest number
     of requests at once: each counts until the last moment before its reply is written, since the
-    client can send its next request before the handler of this one returns.
+    client can send its next request before the handler of this one returns. `gate` stops answers:
+    from request `gate` on there are none before `opened` is set.
     """
 
     def __init__(self):
         self.script, self.requests = [], []
-        self.now, self.most, self.pause = 0, 0, 0.0
+        self.now, self.most, self.gate, self.opened = 0, 0, math.inf, threading.Event()
         self.lock = threading.Lock()
         self.answer = lambda body, k: f"answer {k}"
         outer = self
@@ -35,8 +54,7 @@ class Server:
             def do_POST(self):
                 outer.serve(self)
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = Counting(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -44,7 +62,7 @@ class Server:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self.lock:
             k = len(self.requests)
-            self.requests.append((handler.path, dict(handler.headers), body, time.monotonic()))
+            self.requests.append((handler.path, dict(handler.headers), body))
             turn = self.script.pop(0) if self.script else None
             self.now += 1
             self.most = max(self.most, self.now)
@@ -62,7 +80,8 @@ class Server:
 
     def reply(self, turn, body, k):
         """(status, headers, bytes), after the silence that is asked for."""
-        time.sleep(self.pause)
+        if k >= self.gate:
+            self.opened.wait()
         if isinstance(turn, tuple):
             status, headers, data = turn
             return status, headers, data.encode()
@@ -75,14 +94,33 @@ class Server:
             data = {"choices": [choice], "usage": usage}
         return 200, {}, json.dumps(data).encode()
 
+    def settle(self):
+        """Opens the gate, and returns when all that was sent before has been received."""
+        self.opened.set()
+        with socket.create_connection(self.http.server_address) as last:  # they come in order
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
+        while self.http.connections:
+            time.sleep(0.001)
+
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = Server()
     yield server
+    server.opened.set()
     server.http.shutdown()
     server.http.server_close()
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """The URL of a port where nobody listens; it stays bound, so that no other process takes it."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
 
 
 @pytest.fixture(scope="module")

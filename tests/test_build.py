@@ -51,9 +51,8 @@ def test_killed_and_started_again(tmp_path):
     argv = [sys.executable, "-m", "shards.audiotia", "audiocaps"]
     argv += ["--root", tmp_path, "--out", tmp_path / "killed"]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
     while not (tmp_path / "killed/audiocaps/building.json").exists():
-        assert time.time() < deadline and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -5,7 +5,6 @@ import pickle
 import random
 import time
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -454,13 +453,8 @@ def test_pickled_cloned_and_collected():
 
 def rank_main(rank, folder):
     """One of two Gloo processes: splits of the captions over the ranks, also with none for one."""
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meet",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     preds, target = own()
     scores, kept = [], []
     for first in (7, 1, 12, 0):  # of the 12 items, how many the first process has
@@ -485,24 +479,20 @@ def rank_main(rank, folder):
 )
 def test_two_processes_score_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = mp.spawn(rank_main, (str(tmp_path),), nprocs=2, join=False)
-    until = time.monotonic() + 240
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < until, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
     for rank in (0, 1):
         scores, kept = json.loads((tmp_path / f"{rank}.json").read_text())
         assert scores == pytest.approx([SCORES["own_small_v1"]["score"][0]] * 8, abs=1e-9)
         assert kept == ([] if rank == 0 else [6, 12, 1, 13])
 
 
-def test_audiocaps_in_well_under_a_second(shared):
+def test_audiocaps_takes_little_longer_than_its_tokens(shared):
     entry = next(e for e in entries(shared) if e["name"] == "audiocaps_test_rot0")
     preds, target = real(shared, entry)
+    started = time.process_time()
+    for text in [*preds, *(ref for refs in target for ref in refs)]:
+        ptb_tokenize(text)
+    tokens = time.process_time() - started
     ptb.cached_tokens.cache_clear()
     started = time.process_time()
     metric = CiderD()
@@ -510,4 +500,4 @@ def test_audiocaps_in_well_under_a_second(shared):
         metric.update(preds[i : i + 64], target[i : i + 64])
     assert metric.compute().item() == pytest.approx(entry["coco_caption"]["cider_d"], abs=1e-9)
     all_scores(preds, target)
-    assert time.process_time() - started < 2  # 0.2 s on a slow core; others may be using it
+    assert time.process_time() - started < 20 * tokens  # about 3 times as long

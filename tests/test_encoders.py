@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from conftest import small_clap
 from servers import KEY
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
@@ -65,10 +66,21 @@ def test_an_endpoint_gives_unit_rows(server, monkeypatch):
         ]
     }
     rows = text_encoder(f"{server.url}#small", None)(["a", "bb"])
-    torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.6, 0.8]]))
+    want = torch.tensor([[0.6, 0.8], [0.6, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(rows, want)
     text_encoder(server.url, None)(["a"])
-    models = [body["model"] for _, _, body, _ in server.requests]
+    models = [body["model"] for _, _, body in server.requests]
     assert models == ["small", "text-embedding-ada-002"]
+
+
+def test_claps_own_tower_computes_in_float64_and_stays_as_it_was(tokenizer):
+    clap = small_clap(tokenizer)
+    encode = text_encoder("clap", lambda: clap)
+    rows = encode(TEXTS)
+    alone = torch.cat([encode([text]) for text in TEXTS])
+    torch.testing.assert_close(rows, alone, rtol=0, atol=1e-14)
+    assert rows.dtype == torch.float64 and clap.encode_text(TEXTS).dtype == torch.float32
+    torch.testing.assert_close(rows.float(), clap.encode_text(TEXTS), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name, width", [("sentences", 16), ("clip", 8)])
@@ -76,7 +88,8 @@ def test_a_text_does_not_change_with_the_others_of_its_batch(folders, name, widt
     encode = text_encoder(folders[name], None)
     rows = encode(TEXTS)
     assert rows.shape == (4, width) and not rows.requires_grad
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
-    torch.testing.assert_close(rows, torch.cat([encode([text]) for text in TEXTS]))
-    torch.testing.assert_close(rows, encode(TEXTS, batch=1))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(4, dtype=torch.float64))
+    same = dict(rtol=0, atol=1e-14)  # some hundred roundings of float64
+    torch.testing.assert_close(rows, torch.cat([encode([text]) for text in TEXTS]), **same)
+    torch.testing.assert_close(rows, encode(TEXTS, batch=1), **same)
     assert not torch.allclose(rows[0], rows[2])

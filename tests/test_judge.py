@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -61,7 +60,7 @@ def endpoint(server, model="m", **kwargs):
         model,
         temperature=0,
         max_tokens=64,
-        **{"backoff": 0.02, "tries": 3, "timeout": 5, **kwargs},
+        **{"backoff": 0.02, "tries": 3, "timeout": None, **kwargs},
     )
 
 
@@ -156,7 +155,7 @@ def test_requests_run_at_once_and_no_more_than_workers(server, tmp_path):
     together = threading.Barrier(3)  # no answer before three requests wait for theirs
 
     def answer(body, k):
-        together.wait(5)
+        together.wait()
         return fair(body, k)
 
     server.answer = answer
@@ -448,13 +447,12 @@ def test_trouble_that_passes_leaves_no_trace(server, tmp_path):
         (200, {}, "<html>"),
         "cut",
         0.3,
-        2.0,
     ]
-    report = judge(rows, endpoint(server, timeout=1, tries=7), path, workers=2)
+    report = judge(rows, endpoint(server, tries=7), path, workers=2)
     assert verdicts(path, rows)[0].tolist() == [1, 2, 3, 4]
     assert len(lines(path)) == 8
     assert not report.failed
-    assert len(server.requests) == 8 + 5  # 0.3 s late is no trouble
+    assert len(server.requests) == 8 + 4  # 0.3 s late is no trouble
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(server, tmp_path):
@@ -469,14 +467,12 @@ def test_one_that_fails_is_named_and_the_others_go_on(server, tmp_path):
     assert len(server.requests) == 2 + 5 + 1 and summary(path, rows)["unasked"] == 0
 
 
-def test_a_server_that_is_down_or_refuses_ends_the_run(server, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{s.getsockname()[1]}/v1"
+def test_a_server_that_is_down_or_refuses_ends_the_run(server, nobody, tmp_path):
     rows, path = [item(i) for i in range(30)], tmp_path / "v.jsonl"
     judge(rows[:1], ask_text("9 1"), path)
-    with pytest.raises(LLMError, match="10 requests in a row failed.*(?s:.)*refused"):
-        judge(rows, Endpoint(url, "m", tries=2, backoff=0.01), path, workers=2)
+    # the last two may fail at the same time
+    with pytest.raises(LLMError, match="1[01] requests in a row failed.*(?s:.)*refused"):
+        judge(rows, Endpoint(nobody, "m", tries=2, backoff=0.01), path, workers=2)
     server.script = [(401, {}, f"who is {KEY}?")] * 9
     with pytest.raises(LLMError, match="401") as e:
         judge(rows, endpoint(server, key=KEY), path, workers=2)
@@ -487,7 +483,7 @@ def test_a_server_that_is_down_or_refuses_ends_the_run(server, tmp_path):
 def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
     rows, source = [item(i % 10, id=str(i)) for i in range(60)], tmp_path / "a.jsonl"
     write(source, rows)
-    path, server.answer, server.pause = verdicts_path(source), fair, 0.03
+    path, server.answer, server.gate = verdicts_path(source), fair, 40
     code = (
         "from scoring.judge import *\n"
         f"rows, ask = predictions({str(source)!r}), Endpoint({server.url!r}, 'm')\n"
@@ -500,9 +496,8 @@ def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
         stderr=subprocess.STDOUT,
     )
     try:
-        end = time.monotonic() + 20
         while not (path.exists() and path.stat().st_size > 3000):
-            assert process.poll() is None and time.monotonic() < end
+            assert process.poll() is None
             time.sleep(0.005)
         with pytest.raises(DataError, match="another run is writing"):
             judge(rows, endpoint(server), path)
@@ -510,12 +505,10 @@ def test_after_a_kill_no_pair_is_asked_twice(server, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    server.pause = 0
-    time.sleep(0.1)  # what was under way has come to the server
+    server.settle()
     kept, before = path.read_bytes(), len(server.requests)
-    assert (
-        10 < len(lines(path)) < 120 and before - len(lines(path)) <= 4
-    )  # what had come was written: two under way are lost
+    # what had come was written: two under way are lost
+    assert 10 < len(lines(path)) <= 40 and before - len(lines(path)) <= 4
     with open(path, "ab") as f:
         f.write(kept.split(b"\n")[0][:25])  # as if the kill had come within a write
     assert summary(path, rows)["unasked"] == 120 - len(kept.splitlines())  # to look changes nothing

@@ -2,7 +2,6 @@ import json
 import pickle
 import re
 import sys
-import time
 
 import pytest
 import torch
@@ -184,14 +183,13 @@ def test_spider_is_the_mean_of_both_and_shares_the_run(java):
 )
 def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
     java(version)
-    metric = Spice(timeout=1 if mode == "hang" else 60)
+    metric = Spice(timeout=0.5 if mode == "hang" else None)
     metric.update(NAMES, TARGETS)
     monkeypatch.setenv("STAND_IN", mode)
-    started = time.monotonic()
     with pytest.raises(RuntimeError, match=f"(?s)no score for 11 captions.*{message}"):
         metric.compute()
-    assert time.monotonic() - started < 30
     monkeypatch.delenv("STAND_IN")
+    metric.timeout = None
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)  # a failure is not remembered
 
 

@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +18,9 @@ from torchmetrics.text import ROUGEScore, SacreBLEUScore
 from data import DataError
 from scoring import tasks
 from scoring.tasks import BENCHMARKS, Context, chance, compared, measure, summaries
+from shards.tiny import world as tiny
 
+ROOT = Path(__file__).parents[1]
 LABELS = ["dog", "cat", "rain", "church bell"]
 
 
@@ -21,7 +28,7 @@ def letters(texts):
     """A text encoder by hand: counts of letters."""
     alphabet = map(chr, range(ord("a"), ord("z") + 1))
     counts = [[text.lower().count(letter) for text in texts] for letter in alphabet]
-    return F.normalize(torch.tensor(counts).T + 0.01, dim=-1)
+    return F.normalize(torch.tensor(counts).double().T + 0.01, dim=-1)
 
 
 def row(prediction, answer, **more):
@@ -275,6 +282,27 @@ def test_the_label_itself_is_right(shared):
 
 
 # --- what every benchmark must bear ---
+
+SETTINGS = [  # each makes this CPU round as others would
+    {},
+    {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "DNNL_MAX_CPU_ISA": "AVX2"},
+    {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
+    {"ATEN_CPU_CAPABILITY": "default"},
+]
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_on_every_cpu(project):
+    def scores(setting):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **setting}
+        argv = [sys.executable, ROOT / "tests/rounding.py", project / "clap"]
+        return json.loads(subprocess.check_output(argv, env=env))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, *others = pool.map(scores, SETTINGS)
+    assert set(first) >= {*tiny.TEST, "fsd50k", "dcase2017", "mmau_mini"}
+    for setting, found in zip(SETTINGS[1:], others):
+        assert {name: found[name] for name in first if found[name] != first[name]} == {}, setting
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
