@@ -87,13 +87,15 @@ def encoding(method):
 
     @wraps(method)
     def run(self, *args, **kwargs):
-        was = self.training
-        self.eval()
+        was_training = self.training
+        if was_training:
+            self.eval()
         try:
             with torch.no_grad():
                 return method(self, *args, **kwargs)
         finally:
-            self.train(was)
+            if was_training:
+                self.train()
 
     return run
 

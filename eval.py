@@ -87,14 +87,15 @@ def encoded(evaluation: Evaluation, name: str) -> Encoded:
 def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
     """Writes {clip: vector, "text": (n, D)} to `path`, and the rows beside it as JSON.
 
-    A clip of several questions is encoded once. Decoding runs in threads ahead of the encoder. Each
-    process takes its share of the clips.
+    A clip of several questions or benchmarks is encoded once. Decoding runs in threads ahead of the
+    encoder. Each process takes its share of the clips.
     """
     ranks, clap, source = evaluation.ranks, evaluation.clap, evaluation.sources[name]
     parts = Parts(path, ranks, save_file, load_file)
-    done, rows, vectors = set(parts.merged()), [], {}
+    known = {row["clip"]: z for e in evaluation.encoded.values() for row, z in zip(e.rows, e.audio)}
+    done, rows, vectors = {*parts.merged(), *known}, [], {}
     ranks.barrier()
-    bar = progress(f"encode {name}", len(source), "clips", ranks, done=len(done))
+    bar = progress(f"encode {name}", len(source), "clips", ranks, done=len(done - known.keys()))
     with ThreadPoolExecutor(4) as pool:
         clips = clips_of(source, ranks, done, rows)
         decoded = ahead(pool, lambda clip: decode(clap, evaluation.crop, clip), clips)
@@ -110,7 +111,8 @@ def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
     bar.close()
     ranks.barrier()
     if ranks.master:
-        vectors, texts = parts.merged(), [row["text"] for row in rows]
+        clips, texts = {row["clip"] for row in rows}, [row["text"] for row in rows]
+        vectors = {clip: known[clip] for clip in clips & known.keys()} | parts.merged()
         if None not in texts:
             vectors["text"] = clap.encode_text(texts).cpu().contiguous()
         write_atomic(path.with_suffix(".json"), json.dumps(rows, ensure_ascii=False).encode())
@@ -333,8 +335,12 @@ def zero_shot(evaluation: Evaluation, name: str) -> dict:
     if evaluation.labels[name]:
         known = Context(evaluation.labels[name], scores=similarity(audio, evaluation.labels[name]))
     elif name != "mmau" and all("choices" in row for row in rows):
-        best = [int(steps(similarity(a, row["choices"])).argmax()) for row, a in zip(rows, audio)]
-        rows = [{**row, "prediction": row["choices"][i]} for row, i in zip(rows, best)]
+        choices = list(dict.fromkeys(choice for row in rows for choice in row["choices"]))
+        similar = dict(zip(choices, steps(similarity(audio, choices)).T.tolist()))
+        rows = [
+            {**row, "prediction": max(row["choices"], key=lambda choice: similar[choice][i])}
+            for i, row in enumerate(rows)
+        ]
     else:
         return {}
     return summaries(measure(name, rows, known))

@@ -296,7 +296,8 @@ class MATS(nn.Module):
         ValueError where a prompt and its answer exceed the LLM's positions.
         """
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         greedy = {"max_new_tokens": self.config.max_answer, "do_sample": False, "num_beams": 1}
         decoding = greedy | decoding
         prompts = [self.template.head + p for p in self.template.prompts(list(instructions), tags)]
@@ -315,7 +316,8 @@ class MATS(nn.Module):
                 answers[i] = text.strip()
             if progress:
                 progress(len(rows))
-        self.train(was_training)
+        if was_training:
+            self.train()
         return answers
 
     def generate_batch(self, z: Tensor, prompts: list[list[int]], decoding: dict) -> list[str]:

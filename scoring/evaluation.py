@@ -125,7 +125,10 @@ class Evaluation:
 
     @cached_property
     def model(self) -> MATS:
-        return MATS.from_pretrained(self.ckpt).to(self.ranks.device)
+        model = MATS.from_pretrained(self.ckpt).to(self.ranks.device)
+        if model.config.llm_dtype == "float32":  # in another dtype, merging would round the weights
+            model.llm.merge_adapter()
+        return model
 
     @cached_property
     def clap_text(self) -> Callable:

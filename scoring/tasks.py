@@ -197,9 +197,9 @@ def rouge(rows) -> Mean:
 
 def bleu(rows) -> Ratio:
     """Corpus BLEU-4 with sacrebleu's 13a tokenizer (LP-MusicCaps' convention)."""
-    statistics = []
+    statistics, metric = [], SacreBLEUScore(n_gram=4, tokenize="13a")
     for row in rows:
-        metric = SacreBLEUScore(n_gram=4, tokenize="13a")
+        metric.reset()
         metric.update([row["prediction"]], [references(row)])
         lengths = metric.preds_len.view(1), metric.target_len.view(1)
         statistics.append(torch.cat([metric.numerator, metric.denominator, *lengths]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from shards.tiny.instruments import REGISTERS, TEMPOS
 from shards.tiny.scenes import SOUNDERS, Scene, labels
-from shards.tiny.words import COUNTS, a, describe_in, pick
+from shards.tiny.words import COUNTS, DISTANCE, a, caption, describe_in, pick, tags
 
 # -- tables: fact -> value -> words
 
@@ -33,7 +33,6 @@ OPEN = {  # the question, then the answers
     },
     "register": {"?": "How high is the music?", "low": "low and deep", "high": "high in pitch"},
 }
-DISTANCE = {"near": "close by", "far": "far away"}
 FAMILY = {
     "sound": "What kind of sound is it?",
     "music": "Which family does the instrument belong to?",
@@ -53,19 +52,26 @@ class Question(NamedTuple):
 
 
 def triples(scene: Scene, rng: np.random.Generator, where: str | None = None) -> list[dict]:
-    """One triple of each task, cls, cap or music_cap, aqa, open, mcq, each with its own caption.
+    """Triples of each task, cls, cap or music_cap, aqa (two), open, mcq, each with its own caption.
 
     Each is {"text", "instruction", "answer", "task"}; mcq has "choices" too. The captions belong to
     part `where`. The answers are also true of render(scene).
     """
-    return [ask(scene, *describe_in(scene, rng, where), rng) for ask in TASKS]
+    asked = [ask(scene, *describe_in(scene, rng, where), rng) for ask in TASKS]
+    if rng.random() < 0.5:  # as from a dataset of labels without captions
+        asked[TASKS.index(ask_label)]["text"] = f"sound of {', '.join(scene.labels)}"
+    return asked
 
 
 def lesson(scene: Scene, rng: np.random.Generator, where: str | None = None) -> list[dict]:
-    """A triple of each task, the yes/no one three times, all about one caption."""
-    text, said = describe_in(scene, rng, where)
-    asked = [ask(scene, text, said, rng) for ask in (*TASKS, ask_yes_no, ask_yes_no)]
-    return [asked[i] for i in rng.permutation(len(asked))]
+    """Triples whose text is the scene's tags, and many of whose questions want yes or no.
+
+    A language model learns from tags in minutes: they name the label itself, and a caption has many
+    words for it. The caption task writes a caption of part `where` from tags.
+    """
+    asked = [ask(scene, *tags(scene, rng), rng) for ask in (*TASKS, *[ask_yes_no] * 2)]
+    asked[TASKS.index(ask_caption)]["answer"] = caption(scene, rng, where)
+    return asked
 
 
 def triple(task: str, text: str, instruction: str, answer: str) -> dict:
@@ -101,7 +107,7 @@ def ask_choice(scene, text, said, rng):
     return triple("mcq", text, instruction, question.answer) | {"choices": choices}
 
 
-TASKS = (ask_label, ask_caption, ask_yes_no, ask_open, ask_choice)
+TASKS = (ask_label, ask_caption, ask_yes_no, ask_yes_no, ask_open, ask_choice)
 
 
 # -- questions: one that stands twice in a list is asked twice as often

@@ -1,5 +1,5 @@
 """
-The language of the tiny world: captions of a scene.
+The language of the tiny world: captions of a scene, and its tags.
 
 `caption(scene, rng)` tells some of the scene's facts and nothing else. Every caption belongs to one
 part of the world, by its hash: `part(text)`. So no part sees a caption of another.
@@ -42,6 +42,7 @@ MUSIC = _options(
     low="low|deep|low-pitched",
     high="high|high-pitched",
 )
+DISTANCE = {"near": "close by", "far": "far away"}
 # A template has {a} for "a dog barks" and {A} for "a dog barking"; b is the other voice.
 TEMPLATES = _options(
     solo="{a}|{a}|{A}|the sound of {A}|a recording of {A}|we hear {A}|{A} can be heard|this is {A}"
@@ -150,6 +151,27 @@ def _music_clause(scene, voice, rng, said):
     if sounder.base:
         doing = pick(rng, [doing, f"{tune} on {who}", f"{tune} played by {who}"])
     return f"{who} {does} {tune}", doing
+
+
+def tags(scene: Scene, rng: np.random.Generator) -> tuple[str, set]:
+    """The scene in keywords, such as "dog bark twice then siren far away", and the facts told."""
+    said, words, voices = set(), [], scene.voices
+    if scene.layout == "together":
+        voices = [voices[i] for i in rng.permutation(len(voices))]
+    for voice in voices:
+        words.append(voice.name)
+        if voice.count and rng.random() < 0.7:
+            said.add(("count", voice.name))
+            words[-1] += f" {COUNTS[voice.count][0]}"
+        if voice.distance and rng.random() < 0.7:
+            said.add(("distance", voice.name))
+            words[-1] += f" {DISTANCE[voice.distance]}"
+    text = (" then " if scene.layout == "sequence" else ", ").join(words)
+    for fact in ("tempo", "register"):
+        if getattr(scene, fact) and rng.random() < 0.7:
+            said.add(fact)
+            text += f", {getattr(scene, fact)}"
+    return text, said
 
 
 def caption(scene: Scene, rng: np.random.Generator, where: str | None = None) -> str:
