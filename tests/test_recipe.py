@@ -28,11 +28,11 @@ def edited(tmp_path):
 @pytest.mark.parametrize(
     "file, old, new",
     [
-        ("world.py", "LLM_LR = 10000, 2, 32, 4e-3", "LLM_LR = 10000, 2, 32, 5e-3"),
+        ("models.py", "LLM_LR = 6500, 48, 2e-3", "LLM_LR = 6500, 48, 3e-3"),
         ("sounds.py", "(80, 160)", "(80, 161)"),
         ("signals.py", "np.cumsum(hz", "np.cumprod(hz"),
         ("words.py", "steadily", "evenly"),
-        ("questions.py", "* 2", "* 3"),
+        ("questions.py", "* 3", "* 2"),
         ("scenes.py", "if not sounder.gap", "if sounder.gap"),
     ],
 )
@@ -45,26 +45,13 @@ def test_other_code_is_another_world(edited, file, old, new):
     "file, old, new",
     [
         ("sounds.py", "# closed, open, closed", "# shut, open, shut"),
-        ("world.py", "# --- stage 1: CLAP -", "\n# ---"),
+        ("models.py", "# --- CLAP -", "\n# ---"),
         ("world.py", "SCENES = {", "SCENES =   {"),
         ("words.py", '"""barks -> bark, ', '"""Barks: '),
         ("words.py", "import re\n", "import re\nimport sys\n"),
         ("words.py", "def a(phrase: str) -> str:", "def a(phrase):"),
-        ("recipe.py", "SAME_WORLD = {", "SAME_WORLD = {1: 2, "),
+        ("recipe.py", "[:16]", "[:17][:16]"),
     ],
 )
 def test_other_text_is_the_same_world(edited, file, old, new):
     assert edited(file, old, new) == R.recipe()
-
-
-@pytest.mark.slow
-def test_a_world_of_the_first_recipe_is_current():
-    """If it fails after a change that makes the same world: set SAME_WORLD anew."""
-    assert R.is_current("a916c8ec7e88b7d3")
-    assert R.is_current(R.recipe())
-    assert not R.is_current("an older recipe")
-
-
-def test_the_first_recipe_holds_for_todays_code_alone(monkeypatch):
-    monkeypatch.setattr(R, "recipe", lambda: "code of tomorrow")
-    assert not R.is_current("a916c8ec7e88b7d3")

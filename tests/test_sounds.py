@@ -40,13 +40,13 @@ def test_bell_decays_and_engine_does_not():
         return rms(x[-8000:]) / rms(x[:8000])
 
     assert remains("church bell") < 0.5
-    assert remains("knocking") < 0.01
+    assert remains("glass break") < 0.01
     assert remains("engine") > 0.5
     assert remains("rain") > 0.8
 
 
 def test_a_short_tape_shortens_an_event():
-    for name in ("cow moo", "telephone ring"):  # the event is longer than the tape
+    for name in ("cow moo", "train horn"):  # the event is longer than the tape
         x = SOUNDERS[name].play(Tape(rng(6), 4001, SR))
         assert x.shape == (4001,)
         assert abs(x[-1]) < 0.05 * np.abs(x).max()  # it fades out rather than being cut

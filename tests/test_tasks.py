@@ -18,7 +18,7 @@ from torchmetrics.text import ROUGEScore, SacreBLEUScore
 from data import DataError
 from scoring import tasks
 from scoring.tasks import BENCHMARKS, Context, chance, compared, measure, summaries
-from shards.tiny import world as tiny
+from shards.tiny import benchmarks
 
 ROOT = Path(__file__).parents[1]
 LABELS = ["dog", "cat", "rain", "church bell"]
@@ -300,7 +300,7 @@ def test_scores_are_the_same_on_every_cpu(project):
 
     with ThreadPoolExecutor(2) as pool:
         first, *others = pool.map(scores, SETTINGS)
-    assert set(first) >= {*tiny.TEST, "fsd50k", "dcase2017", "mmau_mini"}
+    assert set(first) >= {*benchmarks.TEST, "fsd50k", "dcase2017", "mmau_mini"}
     for setting, found in zip(SETTINGS[1:], others):
         assert {name: found[name] for name in first if found[name] != first[name]} == {}, setting
 

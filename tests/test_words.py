@@ -66,7 +66,6 @@ def test_captions_do_not_say_what_is_not_so():
         for voice in scene.voices:
             told = voice.count and any(w in text for w in W.COUNTS[voice.count])
             assert told or ("count", voice.name) not in said
-        assert ("noise" in said) == any(w in text for w in W.NOISE[scene.noise])
 
 
 @pytest.mark.slow
@@ -86,7 +85,7 @@ def test_parts_are_disjoint_stable_and_of_the_right_size():
     assert W.part("rain falls") == W.part("rain falls", dict(W.PARTS))
     assert W.part("x", {"all": 1.0}) == "all"
     for where in W.PARTS:  # even the scene with the least to say has a caption in each part
-        for name in ("clock tick", "hi-hat", "vacuum cleaner"):
+        for name in ("footsteps", "hi-hat", "vacuum cleaner"):
             assert W.part(W.caption(solo(name), r, where)) == where
     with pytest.raises(ValueError, match="no caption of this scene"):
         W.caption(solo("rain"), r, "nowhere")

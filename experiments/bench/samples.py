@@ -14,7 +14,8 @@ from clap import CLAP, CLAPConfig
 from data import Plan, Visit, collate
 from experiments.bench.clock import Machine
 from mats import MATS, MATSConfig
-from shards.tiny import world
+from shards.tiny.models import make_tokenizer
+from shards.tiny.questions import told
 from shards.writer import ShardWriter
 
 
@@ -42,12 +43,12 @@ KINDS = {
 
 
 def captions(n: int) -> list[str]:
-    return [triple["text"] for triple in world.told(7, n // 5 + 1, "val")][:n]
+    return [triple["text"] for triple in told(7, n // 5 + 1, "val")][:n]
 
 
 def make_tokenizer():
     """A tokenizer that knows every word of the captions."""
-    return world.make_tokenizer([space + text for text in captions(500) for space in ("", " ")])
+    return make_tokenizer([space + text for text in captions(500) for space in ("", " ")])
 
 
 def mixture(n: int, seed: int = 0) -> Iterator[dict]:

@@ -5,13 +5,13 @@ The answer follows from the triple's own text alone. So a question is asked only
 the text tells; `words.describe` reports them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from shards.tiny.instruments import REGISTERS, TEMPOS
-from shards.tiny.scenes import SOUNDERS, Scene, labels
+from shards.tiny.scenes import SOUNDERS, TWO, Scene, imagine, labels
 from shards.tiny.words import COUNTS, DISTANCE, a, caption, describe_in, pick, tags
 
 # -- tables: fact -> value -> words
@@ -69,9 +69,23 @@ def lesson(scene: Scene, rng: np.random.Generator, where: str | None = None) -> 
     A language model learns from tags in minutes: they name the label itself, and a caption has many
     words for it. The caption task writes a caption of part `where` from tags.
     """
-    asked = [ask(scene, *tags(scene, rng), rng) for ask in (*TASKS, *[ask_yes_no] * 2)]
-    asked[TASKS.index(ask_caption)]["answer"] = caption(scene, rng, where)
+    asked = [ask(scene, *tags(scene, rng), rng) for ask in LESSON]
+    asked[LESSON.index(ask_caption)]["answer"] = caption(scene, rng, where)
     return asked
+
+
+def told(stream: int, n: int, part: str) -> Iterator[dict]:
+    """All triples of n scenes that are never rendered."""
+    for i in range(n):
+        rng, scene = imagine(stream, i)
+        yield from triples(scene, rng, part)
+
+
+def taught(stream: int, n: int) -> Iterator[dict]:
+    """All triples about the tags of n scenes."""
+    for i in range(n):
+        rng, scene = imagine(stream, i)
+        yield from lesson(scene, rng, "train")
 
 
 def triple(task: str, text: str, instruction: str, answer: str) -> dict:
@@ -107,7 +121,9 @@ def ask_choice(scene, text, said, rng):
     return triple("mcq", text, instruction, question.answer) | {"choices": choices}
 
 
+# Yes or no is the hardest to learn: neither the question nor the text alone says anything about it.
 TASKS = (ask_label, ask_caption, ask_yes_no, ask_yes_no, ask_open, ask_choice)
+LESSON = (*TASKS, ask_yes_no, ask_yes_no)
 
 
 # -- questions: one that stands twice in a list is asked twice as often
@@ -116,8 +132,12 @@ TASKS = (ask_label, ask_caption, ask_yes_no, ask_yes_no, ask_open, ask_choice)
 def yes_no(scene: Scene, said: set, yes: bool, rng: np.random.Generator) -> list[str]:
     """Questions to which the answer is yes, or else no."""
     questions = [f"Is there {a(_group(scene, yes, rng))} {NOUN[scene.kind]}?"] * 3
-    questions.append(_yes_to("number", "one" if scene.layout == "solo" else "many", yes))
+    one, two = 1 - TWO[scene.kind], TWO[scene.kind]
     if scene.layout != "solo":
+        questions.append(_yes_to("number", "many", yes))
+    elif rng.random() < two / one:  # so that both answers are as frequent
+        questions.append(_yes_to("number", "one", yes))
+    if scene.layout != "solo" and scene.kind == "sound":
         questions.append(_yes_to("layout", scene.layout, yes))
     for fact in ("tempo", "register"):
         if fact in said:

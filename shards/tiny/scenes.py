@@ -13,6 +13,8 @@ from shards.tiny.instruments import INSTRUMENTS, melody, random_style
 from shards.tiny.signals import Tape, Wave, fft_length, frequencies, level
 from shards.tiny.sounds import SOUNDS, Sounder
 
+SR, SECONDS = 16000, 2.0
+CLIP = 0.004  # seconds of one core that a clip takes to render, roughly
 SOUNDERS = SOUNDS | INSTRUMENTS
 TWO = {"sound": 0.45, "music": 0.25}  # odds of a second voice
 
@@ -81,6 +83,14 @@ def _random_voice(rng, name, seconds):
     return Voice(name, count, [None, "near", "far"][rng.integers(3)])
 
 
+def imagine(
+    *seed: int, kind: str | None = None, voices: int | None = None
+) -> tuple[np.random.Generator, Scene]:
+    """(generator, scene): one seed per scene, so that each can be made alone."""
+    rng = np.random.default_rng(seed)
+    return rng, random_scene(rng, kind, voices)
+
+
 # -- rendering it
 
 
@@ -91,7 +101,7 @@ def alone(sounder: Sounder, tape: Tape) -> Wave:
     return level(sounder.play(tape))
 
 
-def render(scene: Scene, rng: np.random.Generator, seconds: float = 2.0, sr: int = 16000) -> Wave:
+def render(scene: Scene, rng: np.random.Generator, seconds: float = SECONDS, sr: int = SR) -> Wave:
     """The scene as sound: (seconds * sr,) float32, peak at most 0.95."""
     tape = Tape(rng, int(seconds * sr), sr)
     out = np.zeros(tape.n, np.float32)
