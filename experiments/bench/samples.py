@@ -14,7 +14,7 @@ from clap import CLAP, CLAPConfig
 from data import Plan, Visit, collate
 from experiments.bench.clock import Machine
 from mats import MATS, MATSConfig
-from shards.tiny.models import make_tokenizer
+from shards.tiny import models
 from shards.tiny.questions import told
 from shards.writer import ShardWriter
 
@@ -48,7 +48,7 @@ def captions(n: int) -> list[str]:
 
 def make_tokenizer():
     """A tokenizer that knows every word of the captions."""
-    return make_tokenizer([space + text for text in captions(500) for space in ("", " ")])
+    return models.make_tokenizer([space + text for text in captions(500) for space in ("", " ")])
 
 
 def mixture(n: int, seed: int = 0) -> Iterator[dict]:
