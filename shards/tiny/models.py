@@ -25,7 +25,7 @@ CLAP_SCALE = 50.0
 LLM_SCENES, LLM_BATCH, LLM_LR = 6500, 48, 2e-3
 ANSWERS_COUNT = 5.0  # as much as any other token in the language model's loss
 # seconds of one core, roughly
-CLAP_STEP, LLM_STEP = 0.06, 0.05
+CLAP_STEP, LLM_STEP = 0.06, 0.035
 
 
 class Descent:

@@ -22,8 +22,6 @@ YES = {  # the question to which that value says yes
         "sequence": "Does one sound follow the other?",
     },
     "number": {"many": "Is there more than one sound?", "one": "Is there only one sound?"},
-    "tempo": {"slow": "Is the music slow?", "fast": "Is the music fast?"},
-    "register": {"low": "Is the pitch low?", "high": "Is the pitch high?"},
 }
 OPEN = {  # the question, then the answers
     "tempo": {
@@ -64,12 +62,15 @@ def triples(scene: Scene, rng: np.random.Generator, where: str | None = None) ->
 
 
 def lesson(scene: Scene, rng: np.random.Generator, where: str | None = None) -> list[dict]:
-    """Triples whose text is the scene's tags, and many of whose questions want yes or no.
+    """Triples about the scene's tags, or about its labels alone where yes or no is asked.
 
-    A language model learns from tags in minutes: they name the label itself, and a caption has many
-    words for it. The caption task writes a caption of part `where` from tags.
+    A language model learns from tags in minutes, since they name the labels themselves. A caption
+    has many words for one label. The caption task writes a caption of part `where` from tags.
     """
-    asked = [ask(scene, *tags(scene, rng), rng) for ask in LESSON]
+    asked = []
+    for ask in LESSON:
+        text, said = tags(scene, rng, facts=ask is not ask_yes_no)
+        asked.append(ask(scene, text, said, rng))
     asked[LESSON.index(ask_caption)]["answer"] = caption(scene, rng, where)
     return asked
 
@@ -104,7 +105,7 @@ def ask_caption(scene, text, said, rng):
 
 def ask_yes_no(scene, text, said, rng):
     yes = bool(rng.random() < 0.5)
-    question = pick(rng, yes_no(scene, said, yes, rng))
+    question = pick(rng, yes_no(scene, yes, rng))
     return triple("aqa", text, question, "yes" if yes else "no")
 
 
@@ -123,13 +124,13 @@ def ask_choice(scene, text, said, rng):
 
 # Yes or no is the hardest to learn: neither the question nor the text alone says anything about it.
 TASKS = (ask_label, ask_caption, ask_yes_no, ask_yes_no, ask_open, ask_choice)
-LESSON = (*TASKS, ask_yes_no, ask_yes_no)
+LESSON = (*TASKS, ask_yes_no, ask_yes_no, ask_yes_no)
 
 
 # -- questions: one that stands twice in a list is asked twice as often
 
 
-def yes_no(scene: Scene, said: set, yes: bool, rng: np.random.Generator) -> list[str]:
+def yes_no(scene: Scene, yes: bool, rng: np.random.Generator) -> list[str]:
     """Questions to which the answer is yes, or else no."""
     questions = [f"Is there {a(_group(scene, yes, rng))} {NOUN[scene.kind]}?"] * 3
     one, two = 1 - TWO[scene.kind], TWO[scene.kind]
@@ -139,9 +140,6 @@ def yes_no(scene: Scene, said: set, yes: bool, rng: np.random.Generator) -> list
         questions.append(_yes_to("number", "one", yes))
     if scene.layout != "solo" and scene.kind == "sound":
         questions.append(_yes_to("layout", scene.layout, yes))
-    for fact in ("tempo", "register"):
-        if fact in said:
-            questions.append(_yes_to(fact, getattr(scene, fact), yes))
     return questions
 
 

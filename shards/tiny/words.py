@@ -153,22 +153,26 @@ def _music_clause(scene, voice, rng, said):
     return f"{who} {does} {tune}", doing
 
 
-def tags(scene: Scene, rng: np.random.Generator) -> tuple[str, set]:
-    """The scene in keywords, such as "dog bark twice then siren far away", and the facts told."""
+def tags(scene: Scene, rng: np.random.Generator, facts: bool = True) -> tuple[str, set]:
+    """The scene in keywords, such as "dog bark twice then siren far away", and the facts told.
+
+    facts: whether to tell any beside the labels and their order.
+    """
+    odds = 0.7 if facts else 0.0
     said, words, voices = set(), [], scene.voices
     if scene.layout == "together":
         voices = [voices[i] for i in rng.permutation(len(voices))]
     for voice in voices:
         words.append(voice.name)
-        if voice.count and rng.random() < 0.7:
+        if voice.count and rng.random() < odds:
             said.add(("count", voice.name))
             words[-1] += f" {COUNTS[voice.count][0]}"
-        if voice.distance and rng.random() < 0.7:
+        if voice.distance and rng.random() < odds:
             said.add(("distance", voice.name))
             words[-1] += f" {DISTANCE[voice.distance]}"
     text = (" then " if scene.layout == "sequence" else ", ").join(words)
     for fact in ("tempo", "register"):
-        if getattr(scene, fact) and rng.random() < 0.7:
+        if getattr(scene, fact) and rng.random() < odds:
             said.add(fact)
             text += f", {getattr(scene, fact)}"
     return text, said
