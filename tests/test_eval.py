@@ -114,6 +114,40 @@ def test_two_threads_encode_a_benchmark_once(project, tmp_path, monkeypatch):
     assert calls == ["sound"] and all(part is found[0] for part in found)
 
 
+def test_a_clip_of_two_benchmarks_is_encoded_once(project, tmp_path, monkeypatch):
+    args = evaluation.arguments().parse_args(options(project, "--out", str(tmp_path)))
+    whole, encode_group, heard = evaluation.evaluation_of(args), evaluation.encode_group, []
+
+    def counted(clap, group):
+        heard.extend(clip for clip, _ in group)
+        return encode_group(clap, group)
+
+    monkeypatch.setattr(evaluation, "encode_group", counted)
+    first, second = (evaluation.encode(whole, name) for name in ("sound", "yesno"))
+    assert len(heard) == len(set(heard)) == 10
+    assert torch.equal(first.audio, second.audio)
+    again = evaluation.evaluation_of(args)  # from the files
+    assert torch.equal(evaluation.encode(again, "yesno").audio, second.audio)
+    assert len(heard) == 10
+
+
+def test_merged_lora_answers_alike(project, tmp_path):
+    model = MATS.from_pretrained(project / "run/model")
+    generator = torch.Generator().manual_seed(0)
+    for name, p in model.trainable().items():
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape, generator=generator)
+    plain = MATS.from_pretrained(project / "run/model").eval()
+    z, asked = torch.randn(12, 16, generator=generator), ["What is it?"] * 12
+    wanted = model.eval().generate(z, asked)
+    assert wanted != plain.generate(z, asked)  # LoRA matters
+    model.save_pretrained(tmp_path / "model")
+    folders = ["--ckpt", str(tmp_path / "model"), "--shards", str(project / "bench")]
+    made = evaluation.evaluation_of(evaluation.arguments().parse_args(folders)).model
+    assert all(m.merged for m in made.llm.modules() if hasattr(m, "merged_adapters"))
+    assert made.generate(z, asked) == wanted
+
+
 def test_pairs_are_drawn_evenly(project):
     """Both benchmarks hold the same ten clips, two questions each."""
     args = evaluation.arguments().parse_args(options(project))

@@ -90,6 +90,19 @@ def test_test_part_is_audio_with_references(world):
 
 
 @pytest.mark.slow
+def test_benchmarks_share_their_clips(world):
+    def rows(name):
+        return list(read_source(Source(world / "test" / name), strict=True, audio=True))
+
+    assert [row["audio"] for row in rows("yesno")] == [row["audio"] for row in rows("mcq")]
+    assert {row["audio"] for row in rows("events")} < {row["audio"] for row in rows("mcq")}
+    assert {row["task"] for row in rows("caption")} == {"cap"}
+    assert {row["task"] for row in rows("music_caption")} == {"music_cap"}
+    instruments = scenes.labels("music")
+    assert all(row["answer"] in instruments for row in rows("music"))
+
+
+@pytest.mark.slow
 def test_built_once_and_each_stage_alone(world):
     written = {p: p.stat().st_mtime_ns for p in world.rglob("*") if p.is_file()}
     tiny.build(world)
