@@ -33,7 +33,8 @@ MODEL = dict(dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, llm_dtype=
 DATA = dict(build="", mixture={}, memory=60, clusters=5, batch_size=16, micro_batch=8, lanes=4)
 LOOP = dict(steps=30, lr=3e-3, warmup=5, log_every=10, val_every=30, save_every=10, workers=1)
 KIND = dict(template="{audio}{instruction}", max_answer=16, dtype="float32", compile=False)
-SMALL = MODEL | DATA | LOOP | KIND | dict(device="cpu")
+PAPER = dict(variance=0.015, lora_targets="", lora_rank=8, lora_alpha=32, lora_dropout=0.1)
+SMALL = MODEL | PAPER | DATA | LOOP | KIND | dict(device="cpu")
 
 
 @pytest.fixture(scope="module")
