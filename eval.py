@@ -64,9 +64,10 @@ class Encoded(NamedTuple):
 
 def encode(evaluation: Evaluation, name: str) -> Encoded:
     """One benchmark's CLAP vectors. Clips that cannot be decoded are named, and left out."""
-    with evaluation.encoding:  # another thread may be at it
-        if name not in evaluation.encoded:
-            evaluation.encoded[name] = encoded(evaluation, name)
+    if name not in evaluation.encoded:
+        with evaluation.encoding:  # another thread may be at it
+            if name not in evaluation.encoded:
+                evaluation.encoded[name] = encoded(evaluation, name)
     return evaluation.encoded[name]
 
 

@@ -17,7 +17,10 @@ Side = dict[str, list[dict[str, float]]]
 
 
 def in_first_half(clip: str) -> bool:
-    """Whether a clip is in the half that a best value is chosen on. All its questions are."""
+    """Whether a clip is in the half that a best value is chosen on, by its id.
+
+    So all its questions are in one half, those of other benchmarks too.
+    """
     return hashlib.sha256(json.loads(clip)[0].encode()).digest()[0] % 2 == 0
 
 

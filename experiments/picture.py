@@ -150,7 +150,7 @@ def draw_bars(axes, scores: dict, best: str, runs: int) -> None:
                 x, top + 0.012, f"{value:.2f}".removeprefix("0"), color=INK, size=7.5, ha="center"
             )
     axes.set_xticks(range(len(names)), [SHOWN[name] for name in names], color=INK, size=9)
-    axes.set(ylim=(0, 1.24), xlim=(-0.5, len(names) - 0.5), yticks=[], facecolor=PAPER)
+    axes.set(ylim=(0, 1.34), xlim=(-0.5, len(names) - 0.5), yticks=[], facecolor=PAPER)
     axes.tick_params(length=0)
     axes.spines[["top", "left", "right"]].set_visible(False)
     options = {"frameon": False, "loc": "upper left", "labelcolor": INK, "fontsize": 8.5}

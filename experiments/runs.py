@@ -96,7 +96,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A digest of all that the run is made of."""
+        """A digest of the run's commands, settings and world. After other changes: delete runs."""
         commands = [words[1:] for words in self.commands.values()]
         return digest(commands, SETTINGS[self.setting], list(CLAIMED), recipe(), tiny.config)
 

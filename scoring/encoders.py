@@ -34,8 +34,8 @@ def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[li
 
 
 def precise(clap):
-    """A float64 copy of a CLAP; another pair of encoders as it is."""
-    return copy.deepcopy(clap).double() if isinstance(clap, CLAP) else clap
+    """A float64 copy of a CLAP, on the CPU; another pair of encoders as it is."""
+    return copy.deepcopy(clap).cpu().double() if isinstance(clap, CLAP) else clap
 
 
 def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:

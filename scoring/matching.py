@@ -107,7 +107,7 @@ def micro_f1(similar: list[Tensor], targets: Tensor) -> Ratio:
 def mean_ap(similar: list[Tensor], targets: Tensor) -> WholeSet:
     """Macro average precision of the similarities, summed over a prediction's parts."""
     scores = torch.stack([similarity.sum(0) for similarity in similar])
-    return WholeSet(torch.cat([scores, targets], 1).double(), average_precision)
+    return WholeSet(torch.cat([scores.double(), targets.double()], 1), average_precision)
 
 
 def average_precision(rows: Tensor) -> Tensor:

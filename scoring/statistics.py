@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def steady(x: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """x in float64, to the nearest multiple of 2^-32.
+    """x (float64) to the nearest multiple of 2^-32.
 
     The last digits of log, exp and long sums depend on the CPU; on this grid they are gone. Sums of
     its numbers are exact in any order, up to 2^21.

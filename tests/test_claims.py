@@ -167,6 +167,35 @@ def test_the_page_holds_every_table(results):
         assert line.count("|") <= 7 or line.startswith("|---")  # README and docs take no wider ones
 
 
+def test_the_best_bridge_is_tested_on_the_clips_that_it_was_not_chosen_on(results):
+    """projection is above Santa on the first half alone: that must not hold."""
+    lucky = []
+    for one in results:
+        columns = {name: dict(parts) for name, parts in one.clips.items()}
+        columns["projection"] = {
+            name: {c: 1.0 if differences.in_first_half(c) else score for c, score in part.items()}
+            for name, part in one.clips["santa"].items()
+        }
+        lucky.append(replace(one, clips=columns))
+    assert claims.best_bridge([one for one in lucky if one.noise]) == "projection"
+    found = claims.tested(lucky)["Santa above the best bridge beside it"]
+    assert found["columns"] == ["santa", "projection"]
+    assert found["together"]["difference"] == 0
+    whole = claims.tested(lucky)["Santa above projection"]
+    assert whole["together"]["difference"] < -0.1
+
+
+def test_coverage_by_hand(results, monkeypatch):
+    """Of scores 0, 0, 1 (and 0, 1, 2) each is compared with the other two."""
+    monkeypatch.setattr(claims, "QUICK_START", {"none": "raw audio"})
+    three = [one for one in results if one.noise][:3]
+    values = dict(zip(map(id, three), (0.0, 0.0, 1.0)))
+    monkeypatch.setattr(claims, "value_of", lambda result, column, name: values[id(result)])
+    assert claims.coverage(three, "projection") == (4, 6)  # 0 against 0, 1: 0.5 < 2 x 0.71
+    values = dict(zip(map(id, three), (0.0, 1.0, 2.0)))
+    assert claims.coverage(three, "projection") == (2, 6)  # 0 against 1, 2: 1.5 > 2 x 0.71
+
+
 def test_coverage_leaves_each_run_out(results):
     noisy = [r for r in results if r.noise]
     inside, total = claims.coverage(noisy, "projection")

@@ -89,6 +89,13 @@ def test_the_order_of_parts_and_rounding_change_no_score(benchmark):
         assert scores(shuffled, letters) == scores(shuffled, rounded) == want
 
 
+def test_noise_around_a_round_similarity_changes_no_step():
+    around = torch.tensor(
+        [1 - 1e-12, 1.0, 1 + 1e-12, -1 - 1e-12, 0.25 - 1e-13], dtype=torch.float64
+    )
+    assert steps(around).tolist() == [10_000, 10_000, 10_000, -10_000, 2500]
+
+
 def test_the_first_of_equal_labels_is_the_nearest():
     """Anagrams are the same to `letters`."""
     rows = [row("dog", "dog"), row("dog", "god"), row("god", "god")]

@@ -97,7 +97,39 @@ def only_one(scene, answer, choices):
     return set(choices) & {v.name for v in scene.voices} == {answer}
 
 
+def place(scene, answer, question):
+    return [voice.sounder.where for voice in scene.voices] == [answer]
+
+
+def family(scene, answer, question):
+    return [voice.sounder.group for voice in scene.voices] == [answer]
+
+
+def maker(scene, answer, question):
+    return any(answer in voice.sounder.subjects for voice in scene.voices)
+
+
+def feeling(scene, answer, question):
+    return answer == {"slow": "calm and gentle", "fast": "lively and energetic"}[scene.tempo]
+
+
+def height(scene, answer, question):
+    return answer == {"low": "low and deep", "high": "high in pitch"}[scene.register]
+
+
+def style(scene, answer, question):
+    return answer == f"{scene.tempo} and {scene.register}"
+
+
 CHECKS = {
+    "Where could this be recorded?": place,
+    "What kind of sound is it?": family,
+    "Which family does the instrument belong to?": family,
+    "What is making the sound?": maker,
+    "Which instrument is playing?": maker,
+    "How does the music feel?": feeling,
+    "How high is the music?": height,
+    "How is the music played?": style,
     "How many different sounds are there?": number,
     "How many times does it sound?": count,
     "How far away is it?": distance,
@@ -140,6 +172,9 @@ def test_lessons_are_true_of_tags():
                 assert (", slow" in t["text"]) == (t["answer"] == "calm and gentle")
             if t["task"] == "aqa":
                 assert set(t["text"].split(", ")) == set(names) or t["text"] == " then ".join(names)
+            distances = {voice.distance for voice in scene.voices}
+            assert not ("close by" in t["text"] and "near" not in distances)
+            assert not ("far away" in t["text"] and "far" not in distances)
             if t["task"].endswith("cap"):
                 assert t["answer"] != t["text"]
                 assert W.part(t["answer"]) == "train"

@@ -73,14 +73,14 @@ def wave_of(place: str, i: int) -> np.ndarray:
 
 
 def samples_of(name: str) -> Iterator[tuple[int, dict]]:
-    """(number of its clip, sample) for all samples of a benchmark."""
+    """(number of its clip, sample) for all samples of a benchmark. A sample's id is its clip's."""
     test, k = TEST[name], 0
     for i in range(CLIPS):
         scene = scene_of(test.place, i)
         if test.fits(scene) and k < test.n:
             rng = np.random.default_rng((9, list(TEST).index(name), i))
             sample = test.ask(scene, *describe_in(scene, rng, "test"), rng)
-            yield i, sample | {"source": f"tiny-{name}", "id": f"{name}-{k}"}
+            yield i, sample | {"source": f"tiny-{name}", "id": f"{test.place}-{i}"}
             k += 1
 
 

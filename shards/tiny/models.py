@@ -59,7 +59,9 @@ def make_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
     words = {word for line in lines for word, _ in cut.pre_tokenize_str(line)}
     tokens = [end, *sorted({*pre_tokenizers.ByteLevel.alphabet(), *words})]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    longest = models.WordPiece(vocabulary, unk_token=end, continuing_subword_prefix="")
+    longest = models.WordPiece(
+        vocabulary, unk_token=end, continuing_subword_prefix="", max_input_chars_per_word=10**6
+    )
     tokenizer = Tokenizer(longest)
     tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end)
@@ -195,9 +197,9 @@ def train_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def lines_of(tokenizer: PreTrainedTokenizerFast) -> list[Line]:
-    told = list(taught(3, LLM_SCENES))
-    asked = tokenizer([f"{t['text']}\n{t['instruction']}" for t in told])["input_ids"]
-    answers = tokenizer([f" {t['answer']}" for t in told])["input_ids"]
+    triples = list(taught(3, LLM_SCENES))
+    asked = tokenizer([f"{t['text']}\n{t['instruction']}" for t in triples])["input_ids"]
+    answers = tokenizer([f" {t['answer']}" for t in triples])["input_ids"]
     end = [tokenizer.eos_token_id]
     return [Line(ask + answer + end, len(ask)) for ask, answer in zip(asked, answers)]
 
@@ -207,7 +209,8 @@ def next_token_loss(llm: LlamaForCausalLM, batch: list[Line]) -> torch.Tensor:
     width = max(len(line.ids) for line in batch)
     ids = torch.tensor([line.ids + [0] * (width - len(line.ids)) for line in batch])  # (B, T)
     place = torch.arange(width)
-    start, end = (torch.tensor(x)[:, None] for x in zip(*[(n, len(ids)) for ids, n in batch]))
+    start = torch.tensor([[line.answer] for line in batch])  # (B, 1)
+    end = torch.tensor([[len(line.ids)] for line in batch])  # (B, 1)
     weight = torch.where(place >= start, ANSWERS_COUNT, 1.0) * (place < end)  # (B, T)
     logits = llm(input_ids=ids).logits[:, :-1]  # (B, T - 1, V)
     loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
