@@ -53,7 +53,7 @@ class Claim(NamedTuple):
     words: str
     better: str
     worse: str
-    rows: tuple[str, str] = ("", "")  # the two rows of the paper's Table 4 that say so
+    rows: tuple[str, str] | None = None  # the two rows of the paper's Table 4 that say so
 
 
 CLAIMS = (
@@ -62,7 +62,8 @@ CLAIMS = (
     Claim("noise in training helps raw audio", "none", "none" + QUIET),
     Claim(
         "noise in training and memory helps Santa (w/o GN)",
-        *("santa", "santa" + QUIET),
+        "santa",
+        "santa" + QUIET,
         ("MATS-LLaMA", "w/o GN"),
     ),
     Claim("a memory helps: the best bridge beside Santa above raw audio", BEST, "none"),
@@ -123,14 +124,14 @@ def tested(results: list[Result]) -> dict[str, dict]:
 
 def of_paper(claim: Claim) -> float | None:
     """The difference of CIDEr-D on AudioCaps in the paper's Table 4."""
-    if not any(claim.rows):
+    if claim.rows is None:
         return None
     better, worse = (ABLATIONS["table4"][row]["CIDEr-D"] for row in claim.rows)
     return round(better - worse, 3)
 
 
 def verdict(test: dict) -> str:
-    """What the runs say of a claim. Chance means: p of at least 0.05."""
+    """The runs' answer to a claim. Chance means: p of at least ALPHA."""
     runs = len(test["each"])
     if test["p"] >= ALPHA:
         return "no difference beyond chance"

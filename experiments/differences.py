@@ -1,7 +1,7 @@
 """Differences between columns of several runs, clip by clip, with their spread over clips and runs.
 
-A side of a comparison is {benchmark: [{clip: score} of each run]}, as two runs' worth of
-experiments.runs.Clips. Clips are matched by name, runs by place.
+A side of a comparison is {benchmark: [{clip: score} of each run]}. Clips are matched by name, runs
+by place.
 """
 
 import hashlib

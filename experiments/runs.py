@@ -48,10 +48,8 @@ CLAIMED = {  # benchmarks that the claims are tested on, scored clip by clip: th
     "mcq": "choice",
     "caption": "captions",
 }
-COLUMNS = (
-    *("text", "none", "nearest", "memory", "projection", "shift"),
-    *("santa-kmeans", "santa-ae", "santa-gn", "santa"),
-)
+OTHERS = ("text", "none", "nearest", "memory", "projection", "shift")
+COLUMNS = (*OTHERS, "santa-kmeans", "santa-ae", "santa-gn", "santa")
 PROGRAMS = Path(__file__).parents[1]
 
 Clips = dict[str, dict[str, dict[str, float]]]  # column: {benchmark: {clip: score}}
