@@ -24,6 +24,7 @@ other: the best of many on the same clips looks better than it is.
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -235,7 +236,8 @@ def quick_start_table(found: dict[str, dict], best: str) -> list[str]:
 
 
 def plus_minus(cell: tuple[float, float] | None) -> str:
-    return "–" if cell is None else f"{cell[0]:.2f} ± {cell[1]:.2f}"
+    """Mean ± spread, which is rounded up."""
+    return "–" if cell is None else f"{cell[0]:.2f} ± {math.ceil(100 * cell[1]) / 100:.2f}"
 
 
 def coverage(results: list[Result], best: str) -> tuple[int, int]:
@@ -468,7 +470,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--setting-seeds", help="of the other settings; default: as --seeds")
     swept = "Santa's settings to sweep over the first setting's runs; empty: none"
     add("--sweeps", default=",".join(VALUES), metavar="NAMES", help=swept)
-    add("--train", default="", help='more options of train.py, such as "--steps=100"')
+    add("--train", default="", help='more options of train.py, as in --train="--steps=100"')
     add("--picture", help="where the picture goes; default: RUNS/picture.png")
     return parser
 

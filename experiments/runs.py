@@ -144,11 +144,13 @@ def finish(runs: list[Run]) -> list[Result]:
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
     for i, run in enumerate(missing):
         is_first = not run.world.exists()
+        logs = f"{run.folder}/train.txt, then eval.txt"
+        print(f"run {i + 1} of {len(missing)}: {run.name}; its output is in {logs}", flush=True)
         seconds = make(run)
         spent.append((is_first, seconds))
         left = estimate(spent, missing[i + 1 :])
         known = f"about {left / 60:.0f} min left" if missing[i + 1 :] else "all runs are done"
-        print(f"run {i + 1} of {len(missing)}: {run.name}, {seconds:.0f} s; {known}", flush=True)
+        print(f"    {seconds:.0f} s; {known}", flush=True)
     return [read(run) for run in runs]
 
 

@@ -120,6 +120,9 @@ def test_a_folder_of_yours_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="left alone"):
         tiny.build(tmp_path)
+    (tmp_path / "recipe.txt").write_text("pancakes")
+    with pytest.raises(DataError, match="left alone"):
+        tiny.build(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
@@ -153,10 +156,11 @@ def old_world(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_another_recipe_is_another_world(old_world):
-    root = old_world("an older recipe")
+    root = old_world("0123456789abcdef")
+    (root / "thesis.txt").write_text("mine")
     with pytest.raises(Rebuilt):
         tiny.build(root)
-    assert [path.name for path in root.iterdir()] == ["recipe.txt"]
+    assert sorted(path.name for path in root.iterdir()) == ["recipe.txt", "thesis.txt"]
     assert (root / "recipe.txt").read_text() == recipe.recipe()
 
 

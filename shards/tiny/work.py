@@ -57,8 +57,8 @@ def side_by_side(stages: dict[Path, Stage]) -> None:
         ProcessPoolExecutor(2, processes, begin, (done,)) as pool,
         tqdm(total=total, bar_format=layout) as bar,
     ):
-        waiting = {pool.submit(stage, path, s.write): path.name for path, s in missing.items()}
         try:
+            waiting = {pool.submit(stage, path, s.write): path.name for path, s in missing.items()}
             while waiting:
                 bar.set_description(f"making {', '.join(waiting.values())}", refresh=False)
                 bar.update(min(done.value, total) - bar.n)

@@ -12,6 +12,7 @@ Stages, each kept once it is complete, and made anew only when the code of this 
 """
 
 import argparse
+import re
 import shutil
 import sys
 from itertools import count, islice
@@ -27,6 +28,7 @@ from shards.tiny.recipe import recipe
 from shards.tiny.work import Stage, side_by_side, stage
 from shards.writer import ShardWriter
 
+STAGES = ("clap", "llm", "train", "val", "test", "listen")
 SCENES = {"train": 4000, "val": 80}  # told in words alone; each gives a triple of every task
 
 
@@ -52,14 +54,15 @@ def build(root: str | Path) -> None:
     """
     root = Path(root)
     stamp = root / "recipe.txt"
-    if stamp.exists() and stamp.read_text() != recipe():
-        shutil.rmtree(root)
-    if not stamp.exists():
-        if root.exists() and any(root.iterdir()):
-            raise DataError(
-                f"{root} is not a tiny world and is left alone; choose another folder, "
-                "or --build= to train on shards of your own"
-            )
+    known = stamp.read_text() if stamp.exists() else ""
+    if not re.fullmatch("[0-9a-f]{16}", known) and root.exists() and any(root.iterdir()):
+        raise DataError(
+            f"{root} is not a tiny world and is left alone; choose another folder, "
+            "or --build= to train on shards of your own"
+        )
+    if known != recipe():
+        for name in STAGES:  # files of others stay
+            shutil.rmtree(root / name, ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True)
         write_atomic(stamp, recipe().encode())
     side_by_side(
