@@ -14,6 +14,7 @@ import re
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data import DataError
@@ -110,17 +111,20 @@ def mean_ap(similar: list[Tensor], targets: Tensor) -> WholeSet:
 
 
 def average_precision(rows: Tensor) -> Tensor:
-    """The mean over classes of rows (m, 2C): scores beside targets. Equal scores share a threshold.
+    """The mean over classes of rows (m, 2C): scores beside targets.
 
-    By scikit-learn in float64: torchmetrics' float32 moves the last digits from CPU to CPU.
+    AP = sum_k (R_k - R_k-1) P_k over the thresholds k, of which equal scores share one. A bootstrap
+    asks a hundred times a column: scikit-learn would take 20 times as long on the tiny world, and 3
+    times on FSD50K.
     """
-    # imported here, so that everything else runs without loading scikit-learn
-    from sklearn.metrics import average_precision_score
-
-    scores, targets = rows.chunk(2, 1)  # (m, C)
-    seen = targets.any(0)  # a class that nobody has, has no average precision
-    scores, targets = (side[:, seen].squeeze(1).numpy() for side in (scores, targets))
-    return steady(torch.tensor(average_precision_score(targets, scores), dtype=torch.float64))
+    scores, targets = rows.T.chunk(2)  # (C, m)
+    seen = targets.any(1)  # a class that nobody has, has no average precision
+    scores, order = scores[seen].sort(descending=True)
+    hits = targets[seen].gather(1, order).cumsum(1)
+    last = F.pad(scores.diff() != 0, (0, 1), value=True)  # of the rows with this score
+    gained = F.pad((hits * last).cummax(1).values, (1, 0)).diff()
+    precision = hits / torch.arange(1, hits.shape[1] + 1)
+    return steady(((gained * precision).sum(1) / hits[:, -1]).mean())
 
 
 # --- metrics and chance -------------------------------------------------------------------------
