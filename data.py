@@ -19,7 +19,6 @@ are several references), task, source, id; optionally choices and tag. Beside it
 """
 
 import functools
-import hashlib
 import io
 import itertools
 import json
@@ -33,15 +32,13 @@ import torch
 import webdataset as wds
 from webdataset.tariterators import tarfile_samples
 
+from disk import DataError
+
 # --- the schema ---------------------------------------------------------------------------------
 
 FIELDS = ("text", "instruction", "answer", "task", "source", "id")
 TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
 AUDIO = ("flac", "wav", "ogg", "mp3", "au")
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is; the message names the file and what to do."""
 
 
 def check(sample: dict) -> None:
@@ -63,25 +60,6 @@ def check(sample: dict) -> None:
         refuse(f": task {sample['task']!r} is none of {', '.join(TASKS)}")
     if sample["task"] == "mcq" and not sample.get("choices"):
         refuse(": a multiple-choice sample needs its choices")
-
-
-def write_atomic(path, data: bytes) -> None:
-    """Writes all or nothing: a kill leaves the old file or the new one, never half of it."""
-    part = f"{path}.part"
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def sha256(path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # --- 2. sources ---------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audio import load_audio
-from data import DataError, Source, read_source, sha256, write_atomic
+from data import Source, read_source
+from disk import DataError, sha256, write_atomic
 from distributed import Ranks
 from distributed.parts import Parts, whole_lines
 from santa import BRIDGES, RELEASED_NORM, bridge, gap, noise_cosine, noise_variance

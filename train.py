@@ -34,16 +34,8 @@ from tqdm import tqdm
 import config
 from audio import load_audio
 from clap import load_clap
-from data import (
-    Batches,
-    DataError,
-    Plan,
-    Source,
-    collate,
-    find_sources,
-    loader,
-    read_source,
-)
+from data import Batches, Plan, Source, collate, find_sources, loader, read_source
+from disk import DataError
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data import DataError, find_sources, read_source, write_atomic
+from data import find_sources, read_source
+from disk import DataError, write_atomic
 from eval import arguments, context, evaluation_of, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 import torch.nn.functional as F
 
-from data import DataError, write_atomic
+from disk import DataError, write_atomic
 from eval import pairs
 from experiments import picture
 from experiments.differences import best_of, compare, halved

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from data import DataError
+from disk import DataError
 from scoring.statistics import paired_means
 
 Side = dict[str, list[dict[str, float]]]

@@ -24,7 +24,7 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor
 
-from data import DataError
+from disk import DataError
 
 INK, PAPER, GREY, MODEL = "#22303c", "#fbfaf7", "#6b7680", "#3f7f5f"
 TEXT, AUDIO = "#2f6db3", "#d1772b"

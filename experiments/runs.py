@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 from config import tiny
-from data import DataError, write_atomic
+from disk import DataError, write_atomic
 from eval import arguments, context, encode, evaluation_of
 from experiments.ablate import Variant, scores
 from scoring.evaluation import Evaluation, digest

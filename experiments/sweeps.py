@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import write_atomic
+from disk import write_atomic
 from experiments.ablate import changed, inference, vectors_of
 from experiments.differences import Side, best_of, compare, halved
 from experiments.runs import Run, by_clip

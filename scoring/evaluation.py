@@ -11,7 +11,8 @@ from threading import Lock
 import torch
 
 from clap import load_clap
-from data import DataError, Source, sha256
+from data import Source
+from disk import DataError, sha256
 from distributed import Ranks
 from mats import MATS
 from scoring.encoders import text_encoder

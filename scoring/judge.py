@@ -35,7 +35,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data import DataError
+from disk import DataError
 from scoring.llm import (
     OPENAI,
     Endpoint,

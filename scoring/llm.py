@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
-from data import DataError
+from disk import DataError
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE = 600  # seconds that Retry-After can make a request wait

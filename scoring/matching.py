@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import DataError
+from disk import DataError
 from scoring.statistics import Mean, Ratio, Score, WholeSet, quotient, steady
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import read_source, write_atomic
+from data import read_source
+from disk import write_atomic
 from santa import Santa
 from scoring import report
 from scoring.evaluation import DECODING, Evaluation

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-from data import DataError
+from disk import DataError
 from scoring import captions as coco
 from scoring.matching import (
     one_class,

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data import write_atomic
+from disk import write_atomic
 from shards.audiotia import INSTRUCTIONS
 from shards.build import Sounds, Tally, build, builder_parser, run
 from shards.datasets import labels

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import AUDIO, DataError
+from data import AUDIO
+from disk import DataError
 from shards.files import Missing, load_json
 from shards.writer import ShardWriter
 

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import DataError
+from disk import DataError
 from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
 from shards.audiotia import label_sets
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from webdataset.tariterators import tarfile_samples
 
 from clap import encode_file, load_clap
-from data import DataError, Source, find_sources, read_shard, sha256, write_atomic
+from data import Source, find_sources, read_shard
+from disk import DataError, sha256, write_atomic
 from shards.writer import command_line, npy_bytes, write_index
 
 

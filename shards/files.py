@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data import DataError, sha256
+from disk import DataError, sha256
 
 LONGEST = 1 << 26  # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import DataError, read_shard, sha256
+from data import read_shard
+from disk import DataError, sha256
 from shards.embed import report
 from shards.writer import command_line, write_index
 

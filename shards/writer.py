@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import DataError, check, write_atomic
+from data import check
+from disk import DataError, write_atomic
 
 SHARD_BYTES = 128 << 20  # a shard with audio ends here: readers hold some shards in memory
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import options, results_of
 
-from data import DataError
+from disk import DataError
 from experiments import ablate
 
 

@@ -12,7 +12,8 @@ from annotations import HEAD, made, openaqa_row, real_root, run, small, talk, wr
 
 from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
-from data import DataError, Source, find_sources
+from data import Source, find_sources
+from disk import DataError
 from shards import audiotia
 from shards.sources import TEST_ONLY
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from annotations import made, openaqa_row, run, small, wav, write
 
-from data import DataError
+from disk import DataError
 from shards import audiotia, writer
 from shards.build import Sounds, Tally, read_audio
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 from scipy.stats import permutation_test
 
-from data import DataError
+from disk import DataError
 from experiments import claims, differences, picture, runs, sweeps
 from experiments.runs import Result, Run
 

@@ -7,15 +7,8 @@ import pytest
 from conftest import make_samples, write_samples
 
 import data
-from data import (
-    Batches,
-    DataError,
-    Plan,
-    Visit,
-    find_sources,
-    loader,
-    read_shard,
-)
+from data import Batches, Plan, Visit, find_sources, loader, read_shard
+from disk import DataError
 from mats import Template
 from shards.writer import ShardWriter
 

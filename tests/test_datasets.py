@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from annotations import made, real_root, run, wav, write
 
-from data import DataError
+from disk import DataError
 from shards import audiotia, benchmarks
 from shards.datasets import captions, labels, questions
 from shards.files import Root

@@ -16,7 +16,7 @@ import pytest
 from servers import KEY
 
 import shards.describe as module
-from data import DataError
+from disk import DataError
 from scoring.llm import Endpoint, LLMError, Local, Unanswered
 from shards.describe import (
     EXAMPLES,

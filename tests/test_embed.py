@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import make_samples, write_samples
 
-from data import DataError, Source, read_source
+from data import Source, read_source
+from disk import DataError
 from shards import embed as embedding, index as indexing
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import flac, make_samples, options, results_of
 
 import eval as evaluation
-from data import DataError
+from disk import DataError
 from distributed import Ranks
 from distributed.parts import Parts
 from eval import load_answers as load

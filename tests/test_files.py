@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 from annotations import HEAD, run, small, write
 
-from data import DataError
+from disk import DataError
 from shards import audiotia, benchmarks
 from shards.datasets import captions
 from shards.files import Root, csv_records, plain, stream_json

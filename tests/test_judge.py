@@ -15,7 +15,7 @@ import pytest
 import torch
 from servers import KEY
 
-from data import DataError
+from disk import DataError
 from scoring import judge as module
 from scoring.judge import (
     AGAIN,

@@ -9,7 +9,7 @@ import pytest
 from conftest import gpt2
 from servers import KEY
 
-from data import DataError
+from disk import DataError
 from scoring.llm import (
     Endpoint,
     LLMError,

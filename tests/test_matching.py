@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score
 from test_tasks import LABELS, headline, letters, row, score, values
 
-from data import DataError
+from disk import DataError
 from scoring.matching import average_precision, parts, steps
 from scoring.tasks import Context
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
-from data import DataError
+from disk import DataError
 from scoring import tasks
 from scoring.tasks import BENCHMARKS, Context, chance, compared, measure, summaries
 from shards.tiny import benchmarks

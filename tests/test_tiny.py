@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clap import CLAP
-from data import DataError, Source, read_source
+from data import Source, read_source
+from disk import DataError
 from shards.tiny import benchmarks, models, recipe, scenes, world as tiny
 from shards.tiny.models import clap_clip, clap_text
 

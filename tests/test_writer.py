@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import make_samples, write_samples
 
-from data import DataError, Source, read_source, sha256
+from data import Source, read_source
+from disk import DataError, sha256
 from shards import writer
 from shards.writer import ShardWriter
 

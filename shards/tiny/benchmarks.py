@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from data import write_atomic
+from disk import write_atomic
 from scoring.tasks import BENCHMARKS
 from shards.tiny.questions import ask_caption, ask_choice, ask_label, ask_open, ask_yes_no
 from shards.tiny.scenes import CLIP, SECONDS, SR, Scene, imagine, labels, render

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clap import CLAP
-from data import DataError, write_atomic
+from disk import DataError, write_atomic
 from shards.tiny import benchmarks, models
 from shards.tiny.questions import TASKS, told
 from shards.tiny.recipe import recipe
