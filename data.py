@@ -12,54 +12,97 @@
 
 A sample is a dict: text (what the audio contains, or None), instruction, answer (a list where there
 are several references), task, source, id; optionally choices and tag. Beside it in the tar may lie
-`npy` (its CLAP vector, float16, unit length) and `flac|wav|ogg|mp3|au` (the audio as it came).
+`npy` (its CLAP vector, float16, unit length) and the audio as it came, named by its kind (AUDIO).
 
-    python -m shards.embed SRC DST     put the CLAP vector of every text beside it, once
-    python -m shards.index DIR         make index.json for shards that came without one
+    python -m shards.embed SRC DST       put the CLAP vector of every text beside it, once
+    python -m shards.embed index DIR     make index.json for shards that came without one
 """
 
 import functools
 import io
 import itertools
 import json
+import lzma
 import os
-from collections.abc import Iterator
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import webdataset as wds
-from webdataset.tariterators import tarfile_samples
+from webdataset.tariterators import group_by_keys
 
-from disk import DataError
+from disk import DataError, read_json
 
 # --- the schema ---------------------------------------------------------------------------------
 
 FIELDS = ("text", "instruction", "answer", "task", "source", "id")
 TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
-AUDIO = ("flac", "wav", "ogg", "mp3", "au")
+AUDIO = ("flac", "wav", "ogg", "mp3", "au", "opus", "aiff", "aif")  # what libsndfile decodes
+RESERVED = ("vector", "key", "kind", "audio")  # what reading adds
 
 
 def check(sample: dict) -> None:
     """Raises DataError, naming the sample and the field, unless `sample` fits the schema."""
+    if not isinstance(sample, dict):
+        raise DataError(f"a sample is a dict of {', '.join(FIELDS)}, not {sample!r:.60}")
+    problem = problem_of(sample)
+    if problem:
+        raise DataError(f"sample {sample.get('id', '?')!r:.60} {problem}")
 
-    def refuse(problem):
-        raise DataError(f"sample {sample.get('id', '?')!r}{problem}")
 
+def problem_of(sample: dict) -> str | None:
+    """What does not fit the schema, after "sample X"."""
     missing = [field for field in FIELDS if field not in sample]
     if missing:
-        refuse(f" lacks {', '.join(missing)}")
-    text, instruction, answer = sample["text"], sample["instruction"], sample["answer"]
-    if not isinstance(text, str | None) or not isinstance(instruction, str):
-        refuse(": text and instruction must be strings (text may be null)")
+        return f"lacks {', '.join(missing)}"
+    text, answer, choices = (sample.get(field) for field in ("text", "answer", "choices"))
     answers = answer if isinstance(answer, list) else [answer]
-    if not answers or not all(isinstance(a, str) for a in answers):
-        refuse(": answer must be a string or a list of strings")
-    if sample["task"] not in TASKS:
-        refuse(f": task {sample['task']!r} is none of {', '.join(TASKS)}")
-    if sample["task"] == "mcq" and not sample.get("choices"):
-        refuse(": a multiple-choice sample needs its choices")
+    is_choice = sample["task"] == "mcq"
+    rules = {  # field: whether it is as it must be, and what that is
+        "text": (text is None or has_words(text), "a string with words, or null"),
+        "instruction": (isinstance(sample["instruction"], str), "a string"),
+        "answer": (
+            answers and all(has_words(a) or (is_choice and a == "") for a in answers),
+            "a string with words, or a list of such",  # "" where a benchmark withholds it
+        ),
+        "task": (sample["task"] in TASKS, f"one of {', '.join(TASKS)}"),
+        "source": (has_words(sample["source"]), "a string with words"),
+        "id": (type(sample["id"]) in (str, int), "a string or a whole number"),
+        "tag": (isinstance(sample.get("tag"), str | None), "a string or null"),
+        "choices": (choices is None or is_list(choices, str), "a list of strings"),
+    }
+    for field, (holds, wanted) in rules.items():
+        if not holds:
+            return f"does not fit: {field} is {sample.get(field)!r:.80} where it must be {wanted}"
+    if not is_unicode(sample):
+        return "holds half a character (a lone surrogate), which is no text"
+    if is_choice and not choices:
+        return "lacks its choices, which a multiple-choice sample needs"
+    if is_choice and not all(a in choices or a == "" for a in answers):
+        return f"has an answer that is not among its choices: {answer!r:.80}"
+    return None
+
+
+def has_words(text) -> bool:
+    """Whether it is a string with something in it; "nan" is pandas' for nothing."""
+    return isinstance(text, str) and text.strip().lower() not in ("", "nan")
+
+
+def is_list(value, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def is_unicode(value) -> bool:
+    """Whether all strings in a JSON value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- 2. sources ---------------------------------------------------------------------------------
@@ -74,14 +117,7 @@ class Source:
     def __init__(self, url, name: str | None = None):
         self.url = str(url).rstrip("/")
         self.name = name or self.url.split("/")[-1]
-        try:
-            with wds.gopen(f"{self.url}/index.json", "rb") as f:
-                self.index = json.load(f)
-        except (OSError, ValueError) as e:
-            raise DataError(
-                f"{self.url}/index.json cannot be read ({e}); "
-                f"shards without one: python -m shards.index {self.url}"
-            ) from e
+        self.index = read_index(f"{self.url}/index.json")
         self.shards = [shard for shard in self.index["shards"] if shard["n"]]
         if not self.shards:
             raise DataError(f"{self.url} holds no samples")
@@ -91,11 +127,49 @@ class Source:
         """How the CLAP vectors in its shards were made (dim, side, clap); None: there are none."""
         return self.index.get("vectors")
 
+    @property
+    def dim(self) -> int | None:
+        """Of its vectors."""
+        return self.vectors and self.vectors["dim"]
+
     def path(self, i: int) -> str:
         return f"{self.url}/{self.shards[i]['file']}"
 
     def __len__(self):
         return sum(shard["n"] for shard in self.shards)
+
+
+def read_index(url: str) -> dict:
+    """An index.json. Raises DataError where there is none, or it is another program's."""
+    advice = "python -m shards.embed index DIR writes one for the tar files in a folder"
+    try:
+        if os.path.exists(url):
+            index = read_json(url)
+        else:
+            with open_url(url) as file:
+                index = json.load(file)
+    except DataError as e:
+        raise DataError(f"{e}; move it away: {advice}") from e
+    except (OSError, ValueError, RecursionError) as e:
+        raise DataError(f"{url} cannot be read ({e}); {advice}") from e
+    shards, vectors = index.get("shards"), index.get("vectors")
+    fits = (
+        is_list(shards, dict)
+        and all(type(s.get("n")) is int and isinstance(s.get("file"), str) for s in shards)
+        and isinstance(index.get("hash"), str)
+        and (vectors is None or (isinstance(vectors, dict) and {"dim", "side"} <= vectors.keys()))
+    )
+    if not fits:
+        raise DataError(f"{url} is another program's, or damaged: move it away; {advice}")
+    return index
+
+
+def open_url(url: str):
+    """A binary stream of a path, whatever characters it has, or of any URL that WebDataset knows.
+
+    WebDataset takes what stands before a colon for a protocol.
+    """
+    return open(url, "rb") if os.path.exists(url) else wds.gopen(url, "rb")
 
 
 def find_sources(
@@ -236,7 +310,7 @@ def npy_header(head: bytes):
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """(D,) float32. Raises DataError where the array is not one finite row.
+    """(D,) float32. Raises DataError where the array is not one finite row that has a direction.
 
     numpy compiles every header anew, which takes longer than the rest. Here equal headers are
     read once.
@@ -244,19 +318,29 @@ def read_npy(data: bytes) -> np.ndarray:
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, _, dtype = npy_header(data[:start])
     vector = np.frombuffer(data, dtype, offset=start).astype(np.float32)
-    if shape != vector.shape or not np.isfinite(vector).all():
-        raise DataError("the vector in npy is not a finite row")
+    if shape != vector.shape or not np.isfinite(vector).all() or not vector.any():
+        raise DataError("the vector in npy is not a finite row that has a direction")
     return vector
 
 
-def read_sample(parts: dict, audio: bool) -> dict:
-    """A sample from the members of one key. Raises DataError where it does not fit the schema."""
+# what numpy, json and zlib raise on bytes that are not theirs
+DAMAGED = (ValueError, TypeError, SyntaxError, EOFError, RecursionError, OverflowError)
+
+
+def read_sample(parts: dict, audio: bool, dim: int | None = None) -> dict:
+    """A sample from the members of one key. Raises DataError where it does not fit the schema.
+
+    dim: the dimension that its vector must have.
+    """
     if "json" not in parts:
         raise DataError("no json")
     sample = json.loads(parts["json"])
     check(sample)
+    sample = {field: value for field, value in sample.items() if field not in RESERVED}
     if "npy" in parts:
         sample["vector"] = read_npy(parts["npy"])
+        if dim not in (None, len(sample["vector"])):
+            raise DataError(f"a vector of {len(sample['vector'])} numbers; index.json says {dim}")
     sample["key"] = parts["__key__"]
     if audio:
         kind = next((kind for kind in AUDIO if kind in parts), None)
@@ -264,15 +348,56 @@ def read_sample(parts: dict, audio: bool) -> dict:
     return sample
 
 
+def read_tar(url: str, report: Callable[[str], object]) -> Iterator[dict]:
+    """Of each key in a tar its members, {"__key__", extension: bytes}; also of a compressed tar.
+
+    What cannot be read goes to report, and so does what follows after the archive's end: a
+    second archive, joined by `cat`, or all behind a damaged header, where tarfile stops silently.
+    """
+
+    def members():
+        try:
+            with open_url(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+                for member in tar:
+                    if member.isreg() and not is_hidden(member.name):
+                        data = tar.extractfile(member).read()
+                        yield {"fname": member.name, "data": data, "__url__": url}
+                    tar.members = []  # or it would keep them all
+                while rest := tar.fileobj.read(1 << 16):
+                    if rest.strip(b"\0"):
+                        report(
+                            f"{url}: goes on after the end of its archive, and the rest is left "
+                            "out: a damaged header, or two tars joined by cat?"
+                        )
+                        return
+        except DataError:
+            raise
+        except (tarfile.TarError, OSError, zlib.error, lzma.LZMAError, *DAMAGED) as e:
+            report(f"{url}: {e}")
+
+    return group_by_keys(members(), handler=lambda e: report(f"{url}: {e.args[0]}"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it is a companion that macOS or another program has put beside the files."""
+    *folders, file = name.split("/")
+    return file.startswith(".") or "__MACOSX" in folders
+
+
 def read_shard(
-    url: str, n: int | None = None, strict=False, broken: list | None = None, audio=False
+    url: str,
+    n: int | None = None,
+    strict=False,
+    broken: list | None = None,
+    audio=False,
+    dim: int | None = None,
 ) -> Iterator[dict]:
     """The readable samples of one shard, in order, as dicts of the schema.
 
     Each also has `key`, its name in the tar, and `vector` (D,) float32 where there is one; with
     `audio`, the sound as `audio` (bytes) and its extension as `kind`. Broken samples are named in
-    the list `broken`, and so is a shard that does not hold the `n` samples of its index. With
-    `strict` they raise DataError.
+    the list `broken`, and so is a shard that does not hold the `n` samples of its index, or vectors
+    of another dimension than `dim`. With `strict` they raise DataError.
     """
 
     def report(problem):
@@ -283,12 +408,12 @@ def read_shard(
         return True
 
     found = 0
-    for parts in tarfile_samples(iter([{"url": url}]), handler=lambda e: report(f"{url}: {e}")):
+    for parts in read_tar(url, report):
         found += 1
         try:
-            yield read_sample(parts, audio)
-        except (ValueError, EOFError) as e:
-            report(f"{url}, member {parts.get('__key__')}: {e}")
+            yield read_sample(parts, audio, dim)
+        except DAMAGED as e:
+            report(f"{url}, member {parts['__key__']}: {e}")
     if n is not None and found != n:
         report(f"{url}: holds {found} samples where index.json says {n}")
 
@@ -296,7 +421,7 @@ def read_shard(
 def read_source(source: Source, **kwargs) -> Iterator[dict]:
     """All readable samples of a source, shard by shard; keywords as for read_shard."""
     for i, shard in enumerate(source.shards):
-        yield from read_shard(source.path(i), shard["n"], **kwargs)
+        yield from read_shard(source.path(i), shard["n"], dim=source.dim, **kwargs)
 
 
 # --- 5. tensors ---------------------------------------------------------------------------------
@@ -389,7 +514,8 @@ class Batches(torch.utils.data.IterableDataset):
         if source.vectors:
             need = "vector"
         samples, path, n = [], source.path(shard), source.shards[shard]["n"]
-        for sample in read_shard(path, n, self.strict, broken, audio=need == "audio"):
+        wanted = dict(audio=need == "audio", dim=source.dim)
+        for sample in read_shard(path, n, self.strict, broken, **wanted):
             if sample.get(need) is not None:
                 samples.append(sample)
                 continue
@@ -428,4 +554,4 @@ def loader(batches: Batches, workers: int = 2, pin: bool = False):
 
 
 if __name__ == "__main__":
-    raise SystemExit("now: python -m shards.embed SRC DST, and python -m shards.index DIR")
+    raise SystemExit("now: python -m shards.embed SRC DST, or python -m shards.embed index DIR")

@@ -1,3 +1,6 @@
+import io
+import json
+import re
 import tarfile
 from collections import Counter
 from itertools import islice
@@ -7,7 +10,7 @@ import pytest
 from conftest import make_samples, write_samples
 
 import data
-from data import Batches, Plan, Visit, find_sources, loader, read_shard
+from data import Batches, Plan, Source, Visit, find_sources, loader, read_shard
 from disk import DataError
 from mats import Template
 from shards.writer import ShardWriter
@@ -49,17 +52,17 @@ def test_schema(tmp_path, change, message):
         writer.write({k: v for k, v in next(make_samples(1)).items() if k != "source"})
 
 
-def break_member(path, number, payload):
-    """Rewrites a tar with the number-th .json replaced."""
+def break_member(path, number, payload, kind=".json"):
+    """Rewrites a tar with the number-th file of this kind replaced."""
     with tarfile.open(path) as tar:
         members = [(m, tar.extractfile(m).read()) for m in tar.getmembers()]
-    jsons = [i for i, (m, _) in enumerate(members) if m.name.endswith(".json")]
-    member, _ = members[jsons[number]]
+    ours = [i for i, (m, _) in enumerate(members) if m.name.endswith(kind)]
+    member, _ = members[ours[number]]
     member.size = len(payload)
-    members[jsons[number]] = member, payload
+    members[ours[number]] = member, payload
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for member, content in members:
-            tar.addfile(member, __import__("io").BytesIO(content))
+            tar.addfile(member, io.BytesIO(content))
 
 
 def test_broken_member_is_named_and_skipped(root):
@@ -95,6 +98,142 @@ def test_nothing_readable_is_an_error_that_names_the_source(tmp_path, tokenizer)
     (tmp_path / "s" / "000000.tar").unlink()
     with pytest.raises(DataError, match="no usable sample.*000000.tar"):
         next(iter(Batches(plan_of(tmp_path), Template("{audio}{instruction}", tokenizer))))
+
+
+SAMPLE = dict(text="rain", instruction="?", answer="rain", task="cap", source="mine", id="1")
+
+
+@pytest.mark.parametrize(
+    "odd, message",
+    [
+        (["a"], "not \\['a'\\]"),
+        (None, "not None"),
+        (5, "not 5"),
+        (SAMPLE | {"tag": ["dog"]}, "tag"),
+        (SAMPLE | {"source": ["x"]}, "source"),
+        (SAMPLE | {"source": ""}, "source"),
+        (SAMPLE | {"id": 1.5}, "id"),
+        (SAMPLE | {"id": True}, "id"),
+        (SAMPLE | {"task": ["cap"]}, "task"),
+        (SAMPLE | {"text": " "}, "text"),
+        (SAMPLE | {"text": "nan"}, "text"),
+        (SAMPLE | {"answer": ["rain", ""]}, "answer"),
+        (SAMPLE | {"answer": {"a": 1}}, "answer"),
+        (SAMPLE | {"choices": "rain"}, "choices"),
+        (SAMPLE | {"task": "mcq", "choices": ["snow", "hail"]}, "among its choices"),
+        (SAMPLE | {"text": "a bird \ud83d sings"}, "surrogate"),
+        (SAMPLE | {"skill": ["\ud83d"]}, "surrogate"),
+    ],
+)
+def test_odd_json_is_named_and_left_out(root, odd, message):
+    path = root / "farm" / "000001.tar"
+    break_member(path, 3, json.dumps(odd).encode())
+    broken = []
+    assert len(list(read_shard(str(path), 20, broken=broken))) == 19
+    assert len(broken) == 1
+    assert re.search(f"000001.tar, member .*0000010000000.*{message}", broken[0])
+
+
+def test_a_withheld_answer_and_other_fields_are_read(root):
+    path, odd = root / "farm" / "000001.tar", SAMPLE | {"task": "mcq", "choices": ["a", "b"]}
+    own = {"answer": "", "id": 7, "vector": [1], "audio": "x.wav", "mood": ["calm"]}
+    break_member(path, 3, json.dumps(odd | own).encode())
+    sample = list(read_shard(str(path), 20, strict=True))[3]
+    assert sample["id"] == 7 and sample["mood"] == ["calm"]
+    assert len(sample["vector"]) > 1 and "audio" not in sample  # these names are the reader's own
+
+
+def test_two_tars_joined_by_cat_are_named(root):
+    """With tar's own padding, and with none behind the first archive's end."""
+    a, b = ((root / "farm" / f"00000{i}.tar").read_bytes() for i in (0, 1))
+    for end in (bytes(10240), b""):
+        (root / "both.tar").write_bytes(a + end + b)
+        broken = []
+        assert len(list(read_shard(str(root / "both.tar"), broken=broken))) == 20
+        assert len(broken) == 1 and "both.tar: goes on" in broken[0]
+    broken = []
+    list(read_shard(str(root / "farm" / "000000.tar"), broken=broken))
+    assert not broken
+
+
+def test_what_follows_a_damaged_header_is_named(root):
+    path = root / "farm" / "000000.tar"
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[5].offset
+    content = bytearray(path.read_bytes())
+    content[header : header + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    broken = []
+    assert len(list(read_shard(str(path), broken=broken))) == 3  # two members each
+    assert len(broken) == 1 and "goes on" in broken[0]
+
+
+def test_compressed_tars_and_companions_of_macos_are_read(root):
+    path = root / "farm" / "000000.tar"
+    want = [(sample["key"], sample["id"]) for sample in read_shard(str(path))]
+    with tarfile.open(path) as tar, tarfile.open(root / "x.tar.gz", "w:gz") as packed:
+        for member in tar:
+            for name in (f"__MACOSX/._{member.name}", f"._{member.name}", member.name):
+                content = b"junk" if "._" in name else tar.extractfile(member).read()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                packed.addfile(info, io.BytesIO(content))
+    broken = []
+    found = read_shard(str(root / "x.tar.gz"), 20, broken=broken)
+    assert [(sample["key"], sample["id"]) for sample in found] == want and not broken
+
+
+@pytest.mark.parametrize("name", ["a b", "a:b", "a{0..1}", "a::b", "a?b*[c]", "http:", "später"])
+def test_a_path_that_exists_is_a_path(tmp_path, name):
+    write_samples(tmp_path / name / "s", make_samples(3))
+    (source,), _ = find_sources(tmp_path / name)
+    assert len(list(data.read_source(source, strict=True))) == 3
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"__kind__": "wids-shard-index-v1", "shardlist": [{"url": "0.tar", "nsamples": 4}]},
+        ["0.tar"],
+        {"shards": ["0.tar"], "hash": "x"},
+        {"shards": [{"file": "0.tar", "n": "4"}], "hash": "x"},
+        {"shards": [{"file": "0.tar", "n": 4}]},
+        {"shards": [{"file": "0.tar", "n": 4}], "hash": "x", "vectors": {"dim": 4}},
+    ],
+)
+def test_another_programs_index_is_named(tmp_path, index):
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="index.json .*move it away.*shards.embed index"):
+        Source(tmp_path)
+
+
+def test_vectors_are_checked(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(4, 16))
+    vectors[1, 3], vectors[2] = np.nan, 0
+    info = {"dim": 16, "side": "text", "clap": "x"}
+    with ShardWriter(tmp_path / "s", vectors=info) as writer:
+        for sample in make_samples(4):
+            writer.write(sample, vector=rng.normal(size=16))
+    path = tmp_path / "s" / "000000.tar"
+    for number, vector in ((0, vectors[1]), (1, vectors[2]), (2, vectors[0][:8])):
+        npy = io.BytesIO()
+        np.save(npy, vector.astype(np.float16))
+        break_member(path, number, npy.getvalue(), ".npy")
+    broken = []
+    assert len(list(data.read_source(Source(tmp_path / "s"), broken=broken))) == 1
+    assert len(broken) == 3 and all("vector" in problem for problem in broken)
+    assert "8 numbers; index.json says 16" in broken[2]
+
+
+def test_the_rows_that_fill_up_a_visit_differ(root):
+    """20 rows make 3 batches of 8: four rows come twice, others in every visit."""
+    plan, twice = plan_of(root), Counter()
+    for number in range(40):
+        counts = Counter(plan.cut(Visit(number, 0, 0, 3), [10] * 20).ravel().tolist())
+        assert set(counts.values()) == {1, 2}
+        twice.update(row for row, count in counts.items() if count == 2)
+    assert set(twice) == set(range(20)) and max(twice.values()) < 20
 
 
 def test_pipe_url(root):
