@@ -25,7 +25,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -42,6 +41,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from audio import load_audio
+from disk import DataError, read_json, read_tensors, reading, write_atomic, write_tensors
 
 # --- the model ---
 
@@ -147,8 +147,9 @@ class CLAP(nn.Module):
         config, end = self.config, self.tokenizer.eos_token
         if end is None:
             raise TypeError("a text is read at its end token: the tokenizer needs an eos_token")
-        self.suffix, self.pad_id = " " + end, 0  # as msclap writes it, space and all
-        self.end = self.tokenizer(self.suffix).input_ids
+        # as msclap writes it, space and all
+        self.space, self.close, self.pad_id = " ", [self.tokenizer.eos_token_id], 0
+        self.end = self.tokenizer(" " + end).input_ids
         text = GPT2Config(**{"bos_token_id": None, "eos_token_id": None, **config.text})
         self.text_model = GPT2Model(text)
         self.text_projection = Projection(text.n_embd, config.dim, config.dropout)
@@ -156,7 +157,7 @@ class CLAP(nn.Module):
 
     def _build_laion(self, audio):
         config = self.config
-        self.suffix, self.pad_id = "", config.text.get("pad_token_id", 1)
+        self.space, self.close, self.pad_id = "", [], config.text.get("pad_token_id", 1)
         self.end = self.tokenizer("").input_ids[-1:]
         text = ClapTextConfig(**{**config.text, "projection_dim": config.dim})
         self.text_model = ClapTextModel(text)
@@ -178,14 +179,19 @@ class CLAP(nn.Module):
     # text
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of N texts, each at most max_tokens long and closed by the end token."""
+        """The ids of N texts, each at most max_tokens long and closed by the end token.
+
+        A control token that is written in a text is plain text.
+        """
         if isinstance(texts, str):
             raise TypeError("a list of texts is needed, not one string")
         if not texts:
             return []
         most = self.config.max_tokens
         keep = most - len(self.end)
-        ids = self.tokenizer([text + self.suffix for text in texts], verbose=False).input_ids
+        spaced = [text + self.space for text in texts]
+        ids = self.tokenizer(spaced, verbose=False, split_special_tokens=True).input_ids
+        ids = [row + self.close for row in ids]
         return [row if len(row) <= most else row[:keep] + self.end for row in ids]
 
     def collate(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -277,9 +283,10 @@ class CLAP(nn.Module):
         """Writes config.json, model.safetensors and the tokenizer's files."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        config = json.dumps(asdict(self.config), indent=2) + "\n"
+        write_atomic(folder / "config.json", config.encode())
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
+        write_tensors(state, folder / "model.safetensors")
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
@@ -291,10 +298,11 @@ class CLAP(nn.Module):
           each clip as one that fits its window, as those of encode_audio do
 
         tokenizer: an object, name or folder to use instead of the checkpoint's. official: overrides
-        the config's. Raises ValueError if name is none of these or tensors are missing.
+        the config's. Raises DataError if name is none of these or tensors are missing.
         """
         if name in ("microsoft/msclap", "msclap-2023"):
-            name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
+            with reading(f"CLAP {name!r}", "it is downloaded once, and this needs the network"):
+                name = hf_hub_download("microsoft/msclap", "CLAP_weights_2023.pth")
         if Path(name).is_file():
             config, state = CLAPConfig(text={"vocab_size": 50257}), msclap_state(name)
             default = "gpt2"
@@ -306,15 +314,19 @@ class CLAP(nn.Module):
         if tokenizer is None:
             tokenizer = default
         if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        clap = cls(config, tokenizer)
+            with reading(f"CLAP's tokenizer {str(tokenizer)!r}", "get it again, or name another"):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        fit = "its config.json does not fit: damaged, or of another version?"
+        with reading(f"CLAP {str(name)!r}", fit):
+            clap = cls(config, tokenizer)
         if config.kind == "laion":  # transformers' checkpoints have no mel matrix
             state.setdefault("mel_matrix", clap.mel_matrix)
         missing = sorted(clap.state_dict().keys() - state.keys())
         if missing:
             some = f"{len(missing)} of CLAP's tensors: {', '.join(missing[:5])} ..."
-            raise ValueError(f"{name}: missing {some}")
-        clap.load_state_dict(state, strict=False)  # msclap's classifier heads are left out
+            raise DataError(f"{name}: missing {some}")
+        with reading(f"CLAP {str(name)!r}", "its tensors do not fit its config.json"):
+            clap.load_state_dict(state, strict=False)  # msclap's classifier heads are left out
         return clap.freeze()
 
 
@@ -355,24 +367,22 @@ def check_audio(config, audio):
 
 def find_file(name, file):
     """The path of a file in a folder, or of one downloaded from a hub repository."""
+    if name.startswith((".", "/")) and not Path(name).exists():
+        raise FileNotFoundError("there is no such folder")
     return Path(name, file) if Path(name).is_dir() else Path(hf_hub_download(name, file))
 
 
 def read_folder(name: str) -> tuple[CLAPConfig, dict]:
     """Config and state dict of a folder or hub name: ours, or transformers' CLAP."""
-    try:
-        config = json.loads(find_file(name, "config.json").read_text())
+    kinds = "a checkpoint file, a folder written by save_pretrained, or a CLAP of transformers"
+    with reading(f"cannot read a CLAP from {name!r}", f"expected {kinds}"):
+        config = read_json(find_file(name, "config.json"))
         if "kind" in config:
-            return CLAPConfig(**config), load_file(find_file(name, "model.safetensors"))
+            return CLAPConfig(**config), read_tensors(find_file(name, "model.safetensors"))
         kind = config.get("model_type")
         if kind != "clap":
             raise ValueError(f"its config.json says model_type {kind!r}, not 'clap'")
         return read_transformers(name)
-    except (OSError, ValueError) as e:
-        raise ValueError(
-            f"cannot read a CLAP from {name!r}: expected a checkpoint file, a folder written by "
-            f"save_pretrained, or a CLAP of transformers: {e}"
-        ) from e
 
 
 def read_transformers(name):
@@ -419,7 +429,8 @@ def msclap_state(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except Exception as e:
         need = "a dict with tensors under 'model'"
-        raise ValueError(f"{path} is no msclap checkpoint, {need}: {e!r}") from e
+        first = str(e).partition("\n")[0][:200]
+        raise DataError(f"{path} is no msclap checkpoint, {need}: {first}; get it again") from e
     state = {}
     for key, tensor in saved.items():
         for theirs, ours in renamed:
@@ -439,13 +450,15 @@ def load_clap(name):
     """CLAP.from_pretrained(name), or your own pair of encoders: "package.module:factory", called.
 
     Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) ->
-    (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises TypeError with a list of
-    the missing ones.
+    (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises DataError where it
+    cannot be imported, TypeError with a list of what is missing in it.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
         return CLAP.from_pretrained(name)
     module, factory = name.split(":")
-    clap = getattr(importlib.import_module(module), factory)()
+    with reading(f"--clap {name}", "expected package.module:factory that can be imported here"):
+        make = getattr(importlib.import_module(module), factory)
+    clap = make()
     needed = ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
     missing = [name for name in needed if not hasattr(clap, name)]
     if missing:
@@ -462,3 +475,19 @@ def encode_file(clap, file, crop: str = "center", generator=None) -> Tensor:
     waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
     vectors = clap.encode_audio(rearrange(waves, "... t -> (...) t"))  # (W, dim)
     return F.normalize(vectors.mean(0), dim=-1)
+
+
+PROBES = ("a dog barks", "rain falls on a roof", "calm piano music")
+
+
+def probe(clap) -> list[float]:
+    """What tells an encoder pair from another of the same name: 16 numbers of each of PROBES.
+
+    They go where its vectors go, and are compared by `same_encoder` before these are used.
+    """
+    return [round(x, 4) for x in clap.encode_text(list(PROBES))[:, :16].flatten().tolist()]
+
+
+def same_encoder(a: list[float], b: list[float]) -> bool:
+    """Whether two probes are of one encoder, but for rounding, half precision's included."""
+    return len(a) == len(b) and all(abs(x - y) < 0.02 for x, y in zip(a, b))

@@ -11,6 +11,7 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -29,7 +29,17 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.pytorch_utils import Conv1D
 
+from disk import (
+    DataError,
+    libraries_write,
+    read_json,
+    read_tensors,
+    reading,
+    write_atomic,
+    write_tensors,
+)
 from santa import Santa
 
 # SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
@@ -67,7 +77,8 @@ class Template:
         "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"        Vicuna, as released
 
     The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text
-    token. `head` holds the tokens before the prefix. Raises ValueError on a template without its
+    token. `head` holds the tokens before the prefix. Control tokens of the template count; those in
+    an instruction, a tag or an answer are plain text. Raises ValueError on a template without its
     places, and on a tokenizer without an end-of-text token.
     """
 
@@ -83,49 +94,108 @@ class Template:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-text token: an answer could never end")
         self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
-        self.head = self.ids([self.before])[0]
+        self.head = self.ids([self.before], control=True)[0]
+        control = "|".join(map(re.escape, tokenizer.all_special_tokens))
+        self.pieces = re.split(f"({control})", self.after)  # text, control token, text, ...
         if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
             self.head = [tokenizer.bos_token_id, *self.head]
         # SentencePiece adds this space by itself; byte-level BPE does not.
         self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
 
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text. Equal ones are tokenised once: labels and instructions repeat."""
+    def ids(self, texts: list[str], control=False) -> list[list[int]]:
+        """Token ids of each text. Equal ones are tokenised once: labels and instructions repeat.
+
+        control: whether control tokens written in a text are meant as such.
+        """
         if not texts:
             return []
         distinct = list(dict.fromkeys(texts))
         encoded = self.tokenizer(
             distinct,
             add_special_tokens=False,
+            split_special_tokens=not control,
             return_attention_mask=False,
             return_token_type_ids=False,
         )
         known = dict(zip(distinct, encoded["input_ids"]))
         return [known[text] for text in texts]
 
-    def prompts(self, instructions: list[str], tags: list[str] | None = None) -> list[list[int]]:
-        """Token ids after the prefix, one list per instruction."""
-        texts = []
-        for instruction, tag in zip(instructions, tags or [""] * len(instructions)):
-            text = self.after if tag else self.after.replace("{tag} ", "")
-            texts.append(text.replace("{tag}", tag).replace("{instruction}", instruction))
-        return [ids[: self.max_prompt] for ids in self.ids(texts)]
+    def filled(self, instructions: list[str], tags: list[str]) -> list[list[int]]:
+        """Token ids of the template after the prefix, with each instruction and tag in its place.
 
-    def encode(self, samples: list[dict]) -> list[tuple[list[int], int]]:
+        The tokenizer itself cuts a text at its control tokens. Here that is done before instruction
+        and tag, which may hold one, take their places.
+        """
+        rows = [[] for _ in instructions]
+        for i, piece in enumerate(self.pieces):
+            if i % 2:  # a control token
+                parts = self.ids([piece], control=True) * len(rows)
+            else:
+                parts = self.ids([fill(piece, *words) for words in zip(instructions, tags)])
+            for row, part in zip(rows, parts):
+                row += part
+        return rows
+
+    def prompts(
+        self, instructions: list[str], tags: list[str] | None = None, longer: dict | None = None
+    ) -> list[list[int]]:
+        """Token ids after the prefix, one list per instruction.
+
+        Raises DataError, which names the row, where one exceeds max_prompt. Given `longer`, such an
+        instruction is shortened instead, never the template, and `longer` gets {row: tokens}.
+        """
+        tags = tags or [""] * len(instructions)
+        rows = self.filled(instructions, tags)
+        for i, row in enumerate(rows):
+            if len(row) <= self.max_prompt:
+                continue
+            if longer is None:
+                raise DataError(
+                    f"instruction {i}, {instructions[i][:40]!r}..., makes a prompt of {len(row):,} "
+                    f"tokens, and {self.max_prompt} is the limit: shorten it"
+                )
+            longer[i], text = len(row), instructions[i]
+            while text and len(rows[i]) > self.max_prompt:
+                text = text[: len(text) * self.max_prompt // (len(rows[i]) + 1)]
+                rows[i] = self.filled([text], [tags[i]])[0]
+        return rows
+
+    def encode(
+        self, samples: list[dict], problems: list | None = None
+    ) -> list[tuple[list[int], int]]:
         """Of each sample: head + prompt + answer + end, and the number of tokens before the answer.
 
-        The prefix goes after `head`. Of several references the first is the answer.
+        The prefix goes after `head`. Of several references the first is the answer. Instructions
+        and answers that had to be cut are named in the list `problems`.
         """
-        tags = [sample.get("tag") or "" for sample in samples]
-        prompts = self.prompts([sample["instruction"] for sample in samples], tags)
+        tags, longer = [sample.get("tag") or "" for sample in samples], {}
+        prompts = self.prompts([sample["instruction"] for sample in samples], tags, longer)
         answers = [sample["answer"] for sample in samples]
         answers = [answer[0] if isinstance(answer, list) else answer for answer in answers]
         answers = self.ids([self.space + answer.strip() for answer in answers])
+        if problems is not None:
+            limits = (("prompt", self.max_prompt, longer), ("answer", self.max_answer, None))
+            for what, limit, found in limits:
+                if found is None:
+                    found = {i: len(a) for i, a in enumerate(answers) if len(a) > limit}
+                problems += [
+                    f"{samples[i]['source']} {samples[i]['id']}: its {what} of {n:,} tokens was "
+                    f"cut to {limit}"
+                    for i, n in found.items()
+                ]
         end = [self.tokenizer.eos_token_id]
         return [
             (self.head + prompt + answer[: self.max_answer] + end, len(self.head) + len(prompt))
             for prompt, answer in zip(prompts, answers)
         ]
+
+
+def fill(template: str, instruction: str, tag: str) -> str:
+    if not tag:
+        template = template.replace("{tag} ", "")
+    parts = re.split(r"(\{tag\}|\{instruction\})", template)
+    words = {"{tag}": tag, "{instruction}": instruction}
+    return "".join(words.get(part, part) for part in parts)
 
 
 class Block(nn.Module):
@@ -202,6 +272,7 @@ def freeze(llm: nn.Module, config: MATSConfig) -> nn.Module:
 
 
 def add_lora(llm: nn.Module, config: MATSConfig) -> nn.Module:
+    """Raises DataError where lora_targets are missing, or name no layer of the LLM."""
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
@@ -210,28 +281,44 @@ def add_lora(llm: nn.Module, config: MATSConfig) -> nn.Module:
         target_modules=config.lora_targets.split(",") if config.lora_targets else None,
         fan_in_fan_out=llm.config.model_type == "gpt2",
     )
-    return get_peft_model(llm, lora)
+    linear = {
+        name.split(".")[-1]
+        for name, module in llm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    with reading(
+        f"LoRA on {config.llm}",
+        f"name its layers: --lora_targets=NAME,NAME ({', '.join(sorted(linear))})",
+    ):
+        return get_peft_model(llm, lora)
 
 
 class MATS(nn.Module):
     """Mapper + frozen causal LM + LoRA. Only the mapper and LoRA are trained.
 
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
-    weights. `santa` is the memory that a trained model brings along, or None. Raises ValueError on
-    a template, tokenizer or LLM that cannot be used.
+    weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
+    encoder of its vectors makes of a few texts (clap.probe), or None. Raises ValueError on a
+    template, tokenizer or LLM that cannot be used.
     """
 
     def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):
         super().__init__()
-        self.config, self.santa = config, None
-        self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
+        self.config, self.santa, self.probe = config, None, None
+        missing = (
+            "a language model is the name of one of transformers, which is downloaded once, or a "
+            "folder (--llm, or `llm` in the model's config.json)"
+        )
+        with reading(f"language model {config.llm!r}", missing):
+            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
         self.template = Template(config.template, self.tokenizer, config.max_answer)
         if llm is None:
             dtype = getattr(torch, config.llm_dtype)
-            llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
+            with reading(f"language model {config.llm!r}", missing):
+                llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
         llm = freeze(llm, config)
         if lora:
-            self.llm = PeftModel.from_pretrained(llm, lora, is_trainable=True)
+            self.llm = load_lora(llm, lora)
         else:
             self.llm = add_lora(llm, config)
         shape = config.prefix, config.tokens, config.layers, config.heads
@@ -376,14 +463,17 @@ class MATS(nn.Module):
         config = {f.name: getattr(self.config, f.name) for f in fields(MATSConfig)}
         for key in ("llm", "clap"):
             if os.path.exists(config[key]):
-                config[key] = os.path.relpath(config[key], directory)
-        (directory / "config.json").write_text(json.dumps(config, indent=1))
+                path = os.path.relpath(config[key], directory)
+                config[key] = path if path.startswith("..") else f"./{path}"
+        described = config | {"probe": self.probe}
+        write_atomic(directory / "config.json", json.dumps(described, indent=1).encode())
         mapper = {name: t.contiguous() for name, t in self.mapper.state_dict().items()}
-        save_file(mapper, directory / "mapper.safetensors")
+        write_tensors(mapper, directory / "mapper.safetensors")
         peft_config = self.llm.peft_config["default"]
         loaded_from = peft_config.base_model_name_or_path
         peft_config.base_model_name_or_path = config["llm"]
-        self.llm.save_pretrained(directory / "lora", save_embedding_layers=False)
+        with libraries_write():
+            self.llm.save_pretrained(directory / "lora", save_embedding_layers=False)
         peft_config.base_model_name_or_path = loaded_from
         if self.santa is not None:
             self.santa.save(directory / "santa.safetensors")
@@ -392,22 +482,17 @@ class MATS(nn.Module):
     def from_pretrained(cls, directory, llm=None, tokenizer=None) -> "MATS":
         """A model as save_pretrained wrote it, in eval mode.
 
-        Raises FileNotFoundError, naming the missing file.
+        Raises DataError, naming the file, where one is missing or damaged, and naming the folder
+        where the LLM has gone.
         """
         directory = Path(directory)
-        for name in ("config.json", "mapper.safetensors", "lora"):
-            if not (directory / name).exists():
-                raise FileNotFoundError(
-                    f"{directory} holds no trained MATS: {name} is missing "
-                    "(train one: torchrun train.py)"
-                )
-        config = MATSConfig(**json.loads((directory / "config.json").read_text()))
-        for key in ("llm", "clap"):
-            local = os.path.normpath(directory / getattr(config, key))
-            if os.path.exists(local):
-                setattr(config, key, local)
+        config, probe = read_config(directory, has_llm=llm is not None)
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
-        model.mapper.load_state_dict(load_file(directory / "mapper.safetensors"))
+        model.probe = probe
+        mapper = read_tensors(directory / "mapper.safetensors")
+        fit = "it does not fit the sizes in config.json: are both of the same model?"
+        with reading(str(directory / "mapper.safetensors"), fit):
+            model.mapper.load_state_dict(mapper)
         if (directory / "santa.safetensors").exists():
             model.santa = Santa.load(directory / "santa.safetensors")
         return model.eval()
@@ -419,13 +504,14 @@ class MATS(nn.Module):
         unused ln_audio.*. Raises ValueError where a tensor is missing, unknown or of another shape,
         or where the file cannot be read without running code from it.
         """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        except pickle.UnpicklingError as e:
-            raise ValueError(
-                f"{path} holds more than tensors ({e}); in a sandbox, load it in full once and "
-                "save {'model': checkpoint['model']} alone with torch.save"
-            ) from e
+        with reading(str(path), "it should be the released checkpoint, a dict with `model`"):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+            except pickle.UnpicklingError as e:
+                raise DataError(
+                    f"{path} holds more than tensors ({e}); in a sandbox, load it in full once and "
+                    "save {'model': checkpoint['model']} alone with torch.save"
+                ) from e
         mapper, lora, unknown = {}, {}, []
         for key, tensor in state.items():
             part, _, rest = key.partition(".")
@@ -448,6 +534,45 @@ class MATS(nn.Module):
             raise ValueError(
                 f"{path} does not fit this model: missing {missing[:3]}, unknown {unknown[:3]}"
             )
+
+
+def read_config(directory: Path, has_llm=False) -> tuple[MATSConfig, list | None]:
+    """The config of a saved model, folders as they are seen from here; and its probe.
+
+    Raises DataError where a file is missing, or the folder of the LLM (unless has_llm).
+    """
+    for name in ("config.json", "mapper.safetensors", "lora"):
+        if not (directory / name).exists():
+            inside = directory / "model"
+            hint = f"do you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
+            raise DataError(f"{directory} holds no trained MATS: {name} is missing ({hint})")
+    path = directory / "config.json"
+    values = read_json(path)
+    probe = values.pop("probe", None)
+    with reading(str(path), "is it of a newer version, or another program's?"):
+        config = MATSConfig(**values)
+    for f in fields(MATSConfig):
+        if type(getattr(config, f.name)) is not type(f.default):
+            raise DataError(f"{path}: {f.name} is {values[f.name]!r}, expected {f.type.__name__}")
+    for key in ("llm", "clap"):
+        name = getattr(config, key)
+        local = os.path.normpath(directory / name)
+        if os.path.exists(local):
+            setattr(config, key, local)
+        elif name.startswith((".", "/")) and key == "llm" and not has_llm:
+            raise DataError(
+                f"{path}: {key} is {name!r}, seen from its folder, and {local} is not there; "
+                f"copy it there, or change the field {key}"
+            )
+    return config, probe
+
+
+def load_lora(llm: nn.Module, folder: str) -> nn.Module:
+    """Raises DataError, naming the file, where the adapter cannot be read or does not fit."""
+    read_json(f"{folder}/adapter_config.json")
+    read_tensors(f"{folder}/adapter_model.safetensors")
+    with reading(folder, "is it the adapter of another language model?"):
+        return PeftModel.from_pretrained(llm, folder, is_trainable=True)
 
 
 def our_name(released: str) -> str:

@@ -17,8 +17,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from disk import DataError, read_tensors, reading, seems, write_tensors
 
 # numbers in a chunked step's largest temporary: a CPU's cache, or half a GB of a GPU
 SCRATCH = {"cpu": 2**22, "cuda": 2**27}
@@ -317,27 +318,33 @@ class Santa(nn.Module):
         hyper = {name: getattr(self, name) for name in ("L", "tau", "lam", "variance")}
         state = self.state_dict()  # copied, because safetensors refuses tensors that share memory
         copies = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
-        save_file(copies, path, metadata={"santa": json.dumps(hyper)})
+        write_tensors(copies, path, metadata={"santa": json.dumps(hyper)})
 
     @staticmethod
     def hyper(path) -> dict:
         """{"L", "tau", "lam", "variance"} of a file that `save` wrote, without its tensors.
 
-        Raises ValueError for another kind of safetensors file.
+        Raises DataError where it is damaged, or another kind of file.
         """
-        with safe_open(path, "pt") as file:
+        advice = "Santa.build(...).save(path) writes a memory"
+        with reading(f"{path} {seems(path)}", advice), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if "santa" not in metadata:
-            raise ValueError(
-                f"{path} is not a Santa memory; Santa.build(...).save(path) writes one"
-            )
-        return json.loads(metadata["santa"])
+            raise DataError(f"{path} is not a Santa memory; {advice}")
+        with reading(f"{path}", advice):
+            return json.loads(metadata["santa"])
 
     @classmethod
     def load(cls, path, device: str | torch.device = "cpu") -> "Santa":
-        """A Santa as `save` wrote it. Raises ValueError for another kind of safetensors file."""
-        hyper = cls.hyper(path)
-        return cls(**load_file(path, device=str(device)), **hyper)
+        """A Santa as `save` wrote it. Raises DataError where it is damaged, or another file."""
+        hyper, tensors = cls.hyper(path), read_tensors(path, device)
+        with reading(
+            str(path), "damaged, or of another version; train.py and Santa.save write one"
+        ):
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{name} holds NaN or infinity")
+            return cls(**tensors, **hyper)
 
 
 # --- the other bridges ---

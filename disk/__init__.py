@@ -122,17 +122,26 @@ def write_atomic(path, data: bytes) -> None:
 
 def write_tensors(tensors: dict, path, metadata: dict | None = None) -> None:
     """Writes a safetensors file, all or nothing. Raises OSError."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as part:
-        try:
-            save_file(tensors, part, metadata)
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            if not number:
-                raise
+    with replacing(path) as part, libraries_write():
+        save_file(tensors, part, metadata)
+
+
+@contextmanager
+def libraries_write() -> Iterator[None]:
+    """Turns what safetensors and torch.save raise on a full disk into an OSError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        number = re.search(r"os error (\d+)", str(error))
+        if number:
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        if "PytorchStreamWriter" in str(error):  # it does not say why
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 # --- a command ----------------------------------------------------------------------------------

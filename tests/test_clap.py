@@ -1,5 +1,6 @@
 """clap.py against msclap's package, transformers' ClapModel, numpy and soundfile."""
 
+import re
 import types
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import clap as clap_module
 from audio import load_audio
-from clap import CLAP, CLAPConfig, encode_file, load_clap
+from clap import CLAP, CLAPConfig, encode_file, load_clap, probe, same_encoder
+from disk import DataError, read_tensors, write_tensors
 from experiments.bench import oracle
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -518,11 +519,47 @@ def test_what_is_no_clap_is_named(tok, tmp_path):
         CLAP.from_pretrained(tmp_path / "other.pth", tokenizer=tok)
 
 
+def test_control_tokens_in_a_text_are_text(clap):
+    """The end token that closes a text is the only one."""
+    end = clap.tokenizer.eos_token
+    for text in ("a dog barks", f"a dog {end} barks", end, ""):
+        (ids,) = clap.token_ids([text])
+        assert ids[-1] == clap.tokenizer.eos_token_id and ids.count(ids[-1]) == 1
+    (plain,) = clap.token_ids(["a dog barks"])
+    assert plain == clap.tokenizer(f"a dog barks {end}").input_ids  # msclap's own way
+
+
+def test_a_probe_tells_encoders_apart(clap):
+    again = probe(clap)
+    assert same_encoder(again, probe(clap)) and len(again) == 48
+    other = CLAP(clap.config, clap.tokenizer)
+    assert not same_encoder(again, probe(other)) and not same_encoder(again, again[:-1])
+    assert same_encoder(again, [x + 0.004 for x in again])  # bfloat16's rounding
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>busy</html>"])
+def test_a_damaged_clap_is_named(clap, tmp_path, name, content):
+    clap.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))) as error:
+        CLAP.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_clap_that_is_nowhere_is_named(tmp_path):
+    with pytest.raises(DataError, match="'../nowhere': there is no such folder"):
+        CLAP.from_pretrained("../nowhere")
+    (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match="weights.pth is no msclap checkpoint"):
+        CLAP.from_pretrained(tmp_path / "weights.pth")
+
+
 def test_missing_tensors_are_named(clap, tmp_path):
     clap.save_pretrained(tmp_path)
-    state = clap_module.load_file(tmp_path / "model.safetensors")
+    state = read_tensors(tmp_path / "model.safetensors")
     del state["text_projection.linear2.weight"], state["mel_matrix"]
-    clap_module.save_file(state, tmp_path / "model.safetensors")
+    write_tensors(state, tmp_path / "model.safetensors")
     with pytest.raises(
         ValueError, match="missing 2 of CLAP's tensors: mel_matrix, text_projection.linear2.weight"
     ):
@@ -555,8 +592,10 @@ def test_your_own_pair(clap, tmp_path, monkeypatch):
         TypeError, match="my_pair:Half returned .* missing encode_audio, sample_rate, seconds"
     ):
         load_clap("my_pair:Half")
-    with pytest.raises(AttributeError, match="Nothing"):
+    with pytest.raises(DataError, match="my_pair:Nothing: .*no attribute 'Nothing'.*factory"):
         load_clap("my_pair:Nothing")
+    with pytest.raises(DataError, match="no_such_pair:Pair: No module"):
+        load_clap("no_such_pair:Pair")
     clap.save_pretrained(tmp_path / "saved")
     assert torch.equal(
         load_clap(str(tmp_path / "saved")).encode_text(TEXTS), clap.encode_text(TEXTS)

@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 from data import collate
+from disk import DataError
 from experiments.bench.clock import Machine
 from experiments.bench.samples import fake, sized
 from mats import MATS, Mapper, MATSConfig, Template
@@ -308,7 +310,7 @@ def test_save_and_load(tokenizer, tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     # one level up, where ../llm is no language model
     (tmp_path / "moved" / "model").rename(tmp_path / "model")
-    with pytest.raises(OSError, match="llm"):
+    with pytest.raises(DataError, match="llm is '../../llm'.* is not there.* the field llm"):
         MATS.from_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
     (tmp_path / "model").rename(tmp_path / "run" / "model")
@@ -323,8 +325,134 @@ def test_save_and_load(tokenizer, tmp_path):
     ).eval()
     x = model.inputs(*batch[:2])
     torch.testing.assert_close(theirs(inputs_embeds=x).logits, model.llm(inputs_embeds=x).logits)
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(DataError, match="config.json"):
         MATS.from_pretrained(tmp_path)
+    with pytest.raises(DataError, match="do you mean .*run/model"):
+        MATS.from_pretrained(tmp_path / "run")
+
+
+CHAT = "<|im_end|>system {audio}<|im_end|>\n{tag} {instruction}<|im_end|>\nassistant:"
+
+
+@pytest.fixture
+def chatty(tokenizer):
+    """A tokenizer with a second control token."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    return chatty
+
+
+def test_a_templates_control_tokens_are_the_tokenizers(chatty):
+    """Against the tokenizer itself, on the text as a whole."""
+    template = Template(CHAT, chatty)
+    end = chatty.convert_tokens_to_ids("<|im_end|>")
+    assert end in template.head
+    for instruction, tag in (("Describe the sounds of a dog.", "[farm]"), ("", "")):
+        text = f"<|im_end|>\n{tag}{' ' if tag else ''}{instruction}<|im_end|>\nassistant:"
+        (ids,) = template.prompts([instruction], [tag])
+        assert ids == chatty(text, add_special_tokens=False).input_ids and ids.count(end) == 2
+
+
+def test_control_tokens_in_what_users_write_are_text(chatty):
+    template, control = Template(CHAT, chatty), set(chatty.all_special_ids)
+    for said in ("<|endoftext|>", "<|im_end|>", "<|im_end|><|endoftext|>"):
+        sample = dict(instruction=f"What is {said}?", answer=f"a {said} dog", tag=said)
+        ((ids, asked),) = template.encode([sample | dict(source="x", id="1")])
+        assert not control & set(ids[asked:-1]) and ids[-1] == chatty.eos_token_id
+        assert sum(i in control for i in ids[len(template.head) : asked]) == 2  # the template's
+        assert chatty.decode(ids[asked:-1]) == f" a {said} dog"
+        assert f"What is {said}?" in chatty.decode(ids[:asked])
+
+
+def test_instructions_are_put_in_as_they_are(tokenizer):
+    template = Template("{audio}{tag} {instruction}", tokenizer)
+    (ids,) = template.prompts(["What is {tag} or {instruction}?"], ["{instruction}"])
+    assert tokenizer.decode(ids) == "{instruction} What is {tag} or {instruction}?"
+
+
+def test_long_texts_are_cut_by_name_and_the_template_never(chatty):
+    template = Template(CHAT, chatty, max_answer=20, max_prompt=60)
+    rows = [dict(instruction="Is there a dog? " * n, answer="yes", source="mine") for n in (1, 90)]
+    rows.append(rows[0] | dict(answer="yes " * 50))
+    samples = [row | {"id": i} for i, row in enumerate(rows)]
+    problems = []
+    encoded = template.encode(samples, problems)
+    assert [problem.split(": its ")[0] for problem in problems] == ["mine 1", "mine 2"]
+    assert "prompt of" in problems[0] and "cut to 60" in problems[0]
+    assert "answer of" in problems[1] and "cut to 20" in problems[1]
+    _, cue = chatty.decode(encoded[0][0][: encoded[0][1]]).split("dog? ")
+    ids, asked = encoded[1]
+    assert chatty.decode(ids[:asked]).endswith(cue) and len(template.head) < asked
+    assert 40 < asked - len(template.head) <= 60
+    with pytest.raises(DataError, match="instruction 1, 'Is there .* tokens, and 60 is the limit"):
+        template.prompts([row["instruction"] for row in rows])
+
+
+def test_lora_targets_are_asked_for(tokenizer):
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    heads = dict(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4)
+    config = Olmo2Config(vocab_size=400, hidden_size=32, intermediate_size=64, **heads)
+
+    def make(_):
+        return Olmo2ForCausalLM(config)
+
+    with pytest.raises(DataError, match="--lora_targets=.*q_proj"):
+        MATS(MATSConfig(**SMALL | {"template": CHAT}), make(0), tokenizer)
+    with pytest.raises(DataError, match="c_attn.*--lora_targets=.*q_proj"):
+        MATS(MATSConfig(**SMALL | {"lora_targets": "c_attn"}), make(0), tokenizer)
+    assert MATS(MATSConfig(**SMALL | {"lora_targets": "q_proj"}), make(0), tokenizer)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    "name, damage, said",
+    [
+        ("mapper.safetensors", lambda b: b[:5000], "damaged or cut off"),
+        ("mapper.safetensors", lambda b: b.replace(b"proj.bias", b"prxj.bias"), "does not fit"),
+        ("lora/adapter_model.safetensors", lambda b: b[:100], "damaged or cut off"),
+        ("lora/adapter_config.json", lambda b: b"{", "damaged or cut off"),
+        ("lora/adapter_config.json", lambda b: b'{"peft_type": "DANCE"}', "lora"),
+        ("santa.safetensors", lambda b: LFS, "LFS pointer"),
+        ("santa.safetensors", lambda b: b.replace(b'"labels"', b'"labelz"'), "damaged, or of"),
+        ("santa.safetensors", lambda b: b.replace(b"santa", b"satan"), "not a Santa memory"),
+        ("config.json", lambda b: b"", "is empty"),
+        ("config.json", lambda b: b.replace(b'"dim"', b'"dimension"'), "newer version"),
+        ("config.json", lambda b: b.replace(b'"width": 32', b'"width": "32"'), "width is '32'"),
+        ("config.json", lambda b: b.replace(b'"width": 32', b'"width": 16'), "does not fit"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tokenizer, tmp_path, name, damage, said):
+    llm = gpt2(len(tokenizer))
+    model = build(tokenizer, llm=str(tmp_path))
+    model.santa = Santa.build(torch.randn(60, 16), m=50, k=5)
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / name
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert file.read_bytes() != whole
+    folder = tmp_path / "model"
+    with pytest.raises(DataError, match=said) as error:
+        MATS.from_pretrained(folder, copy.deepcopy(llm), tokenizer)
+    assert file.name in str(error.value) or file.parent.name in str(error.value)
+    assert "\n" not in str(error.value)
+    file.write_bytes(whole)
+    MATS.from_pretrained(folder, llm, tokenizer)
+
+
+def test_the_probe_goes_with_the_model(tokenizer, tmp_path):
+    model = build(tokenizer, llm=str(tmp_path))
+    model.probe = [0.25, -0.5]
+    model.save_pretrained(tmp_path / "model")
+    folder = tmp_path / "model"
+    again = MATS.from_pretrained(folder, gpt2(len(tokenizer)), tokenizer)
+    assert again.probe == [0.25, -0.5]
+    config = json.loads((folder / "config.json").read_text())
+    del config["probe"]  # as older models
+    (folder / "config.json").write_text(json.dumps(config))
+    assert MATS.from_pretrained(folder, gpt2(len(tokenizer)), tokenizer).probe is None
 
 
 def test_import_of_the_released_layout(tokenizer, tmp_path):
