@@ -503,7 +503,11 @@ class Batches(torch.utils.data.IterableDataset):
         for i in range(len(source.shards)):
             samples = self.usable(source, (visit.shard + i) % len(source.shards), broken)
             if samples:
-                tokens = self.template.encode(samples)
+                cut_short = []
+                tokens = self.template.encode(samples, cut_short)
+                if self.strict and cut_short:
+                    raise DataError(cut_short[0])
+                broken += cut_short
                 cut = self.plan.cut(visit, [len(ids) for ids, _ in tokens])
                 return Held(samples, tokens, cut)
         raise DataError(f"{source.url}: no usable sample in any shard; at last: {broken[-1]}")

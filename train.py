@@ -9,7 +9,6 @@ sample.py read it), log.jsonl and loss.png. Started again, it resumes with exact
 the noise that it would have seen.
 """
 
-import json
 import math
 import os
 import shutil
@@ -22,20 +21,23 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy CPU slows down tenfold
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import config
 from audio import load_audio
-from clap import load_clap
+from clap import encode_file, load_clap, probe
 from data import Batches, Plan, Source, collate, find_sources, loader, read_source
-from disk import DataError
+from disk import DataError, command, fingerprint, libraries_write, reading, replacing, seems, why
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
@@ -119,25 +121,33 @@ def find_data(cfg: TrainConfig, ranks: Ranks) -> tuple[list[Source], list[float]
         ranks.say(f"not on disk, and left out: {', '.join(n for n in cfg.mixture if n in missing)}")
         shares = [f"{s.name} {w / sum(weights):.1%}" for s, w in zip(sources, weights)]
         ranks.say(f"the others' shares: {', '.join(shares)}")
-    for source in sources:
-        made = source.vectors
-        if made and (made["dim"] != cfg.dim or made["side"] != cfg.supervision):
-            sys.exit(
-                f"{source.url} holds {made['dim']}-d vectors of its {made['side']}, made with "
-                f"{made['clap']}; this run wants dim={cfg.dim} and supervision={cfg.supervision}"
-            )
     return sources, weights
 
 
 def held_out(cfg: TrainConfig, sources: list[Source], model: MATS) -> list[dict]:
-    """The validation samples in batches of similar length."""
-    samples = [sample for source in sources for sample in read_source(source)]
+    """The validation samples in batches of similar length.
+
+    Each batch has under `other` as many other samples, whose vectors a model that listens cannot
+    use: it does worse with them.
+    """
+    broken = []
+    samples = [sample for source in sources for sample in read_source(source, broken=broken)]
+    for problem in broken[:20]:
+        print(f"broken: {problem}", file=sys.stderr)
     tokens = model.template.encode(samples)
     order = sorted(range(len(samples)), key=lambda i: len(tokens[i][0]))
+    turn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    other = dict(zip(turn, turn[1:] + turn[:1]))  # never the sample itself
     batches, pad = [], model.tokenizer.eos_token_id
     for start in range(0, len(order), cfg.micro_batch):
         rows = order[start : start + cfg.micro_batch]
-        batches.append(collate([samples[i] for i in rows], [tokens[i] for i in rows], pad))
+        batch, others = (
+            collate([samples[i] for i in these], [tokens[i] for i in these], pad)
+            for these in (rows, [other[i] for i in rows])
+        )
+        batches.append(
+            batch | {"other": {key: others[key] for key in ("text", "z") & others.keys()}}
+        )
     return batches
 
 
@@ -175,14 +185,15 @@ class Objective:
             return self.clap.encode_audio(batch["audio"]).to(self.device)
         return self.clap.encode_text(batch["text"]).to(self.device)
 
-    def __call__(self, net: Callable, batch: dict, m: int) -> Tensor:
+    def __call__(self, net: Callable, batch: dict, m: int, heard: dict | None = None) -> Tensor:
+        """The mean loss per answer token; heard: another batch, whose vectors are used instead."""
         ids, answer = (batch[k].to(self.device, non_blocking=True) for k in ("ids", "answer"))
         if self.cfg.compile:  # one graph for all lengths of text and all numbers of answer tokens
             torch._dynamo.mark_dynamic(ids, 1)
             torch._dynamo.mark_dynamic(answer, 0)
         with self.precision:
             generator = torch.Generator(self.device).manual_seed(self.cfg.seed * SEEDS + m)
-            z = add_noise(self.encode(batch), self.cfg.variance, generator)  # Eq. 1
+            z = add_noise(self.encode(heard or batch), self.cfg.variance, generator)  # Eq. 1
             return net(z, ids, answer)
 
 
@@ -190,8 +201,9 @@ def build_model(cfg: TrainConfig, device: torch.device, state: dict | None) -> M
     torch.manual_seed(cfg.seed)
     model = MATS(MATSConfig(**{f.name: getattr(cfg, f.name) for f in fields(MATSConfig)}))
     if state:
-        for name, p in model.trainable().items():
-            p.data.copy_(state["model"][name])
+        with reading(f"{cfg.out}/state.pt", FRESH):
+            for name, p in model.trainable().items():
+                p.data.copy_(state["model"][name])
     return model.to(device).train()
 
 
@@ -204,7 +216,8 @@ def build_optimizer(cfg: TrainConfig, model: MATS, state: dict | None) -> torch.
     betas = cfg.beta1, cfg.beta2
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, fused=True)
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        with reading(f"{cfg.out}/state.pt", FRESH):
+            optimizer.load_state_dict(state["optimizer"])
     return optimizer
 
 
@@ -256,7 +269,7 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
     optimizer = build_optimizer(cfg, model, state)
     net = wrap(cfg, model, ranks)
     validation = find_sources(cfg.val)[0] if cfg.val else []
-    clap = load_encoder(cfg, sources, validation, ranks.device)
+    clap, model.probe = load_encoder(cfg, sources + validation, ranks)
     run = Run(
         cfg=cfg,
         ranks=ranks,
@@ -286,19 +299,53 @@ def wrap(cfg: TrainConfig, model: MATS, ranks: Ranks) -> torch.nn.Module:
     return DDP(model, devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def load_encoder(cfg: TrainConfig, sources: list, validation: list, device: torch.device):
-    """CLAP, or None where all sources bring their vectors."""
-    if cfg.supervision == "audio" and not all(source.vectors for source in validation):
-        sys.exit(
-            f"{cfg.val}: validation of supervision=audio needs the clips' vectors: "
-            "python -m shards.embed SRC DST --side audio"
-        )
-    if all(source.vectors for source in sources + validation):
-        return None
-    clap = load_clap(cfg.clap)
+def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple:
+    """(CLAP, or None where all sources bring their vectors; what it makes of clap.PROBES).
+
+    Raises DataError where a source's vectors are not those of this run's CLAP. Where that is not at
+    hand, and not needed, they cannot be compared.
+    """
+    made = [source for source in sources if source.vectors]
+    for source in made:
+        dim, side, name = (source.vectors[key] for key in ("dim", "side", "clap"))
+        if dim != cfg.dim or side != cfg.supervision:
+            raise DataError(
+                f"{source.url} holds {dim}-d vectors of its {side}, made with {name}; this run "
+                f"wants dim={cfg.dim} and supervision={cfg.supervision}"
+            )
+    needed = len(made) < len(sources)
+    if not needed and not ranks.master:
+        return None, None
+    try:
+        clap = load_clap(cfg.clap)
+    except DataError as error:
+        if needed:
+            raise
+        ranks.say(f"the shards' vectors are taken for those of {cfg.clap}, which is away: {error}")
+        return None, None
     if isinstance(clap, torch.nn.Module):
-        clap.to(device)
-    return clap
+        clap.to(ranks.device)
+    for source in made:
+        compare_vectors(source, clap, cfg.clap)
+    return (clap if needed else None), probe(clap)
+
+
+@torch.no_grad()
+def compare_vectors(source: Source, clap, name: str) -> None:
+    """Raises DataError where the source's first vectors are not what this CLAP makes now."""
+    by_text = source.vectors["side"] == "text"
+    usable = (s for s in read_source(source, audio=not by_text) if "vector" in s)
+    samples = list(islice(usable, 4))
+    if by_text:
+        own = clap.encode_text([sample["text"] for sample in samples]).cpu()
+    else:
+        own = torch.stack([encode_file(clap, sample["audio"]).cpu() for sample in samples])
+    theirs = torch.from_numpy(np.stack([sample["vector"] for sample in samples]))
+    if F.cosine_similarity(own.float(), theirs).min() < 0.99:  # half precision leaves 0.9999
+        raise DataError(
+            f"{source.url} holds vectors of another encoder than {name} is now (it was called "
+            f"{source.vectors['clap']}): run shards.embed again, or name the right one with --clap"
+        )
 
 
 def read(run: Run) -> Iterator[dict]:
@@ -320,23 +367,37 @@ def read(run: Run) -> Iterator[dict]:
 
 
 def identity_of(cfg: TrainConfig, sources: list[Source]) -> dict:
-    """All that must stay the same for a run to be resumed."""
-    free = {f.name for f in fields(MachineConfig)}
+    """All that must stay the same for a run to be resumed. A folder counts by what is in it."""
+    free = {f.name for f in fields(MachineConfig)} | {"train"}
     fixed = {name: value for name, value in asdict(cfg).items() if name not in free}
+    for name in ("llm", "clap"):
+        if os.path.isdir(fixed[name]):
+            fixed[name] = f"folder {fingerprint(fixed[name])}"
     return fixed | {"data": [source.index["hash"] for source in sources]}
 
 
+FRESH = "--fresh starts the run over, another --out leaves it as it is"
+
+
 def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
-    """The state of the run in `out`; None: a new run begins. Ends where another run is there."""
-    if fresh or not (out / "state.pt").exists():
+    """The state of the run in `out`; None: a new run begins. Ends where another run is there.
+
+    Raises DataError where the state is damaged.
+    """
+    path = out / "state.pt"
+    if fresh or not path.exists():
         return None
-    state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
-    before = asdict(TrainConfig()) | state["identity"]  # fields that are newer than the run
-    changed = [name for name in identity if identity[name] != before[name]]
+    with reading(f"{path} {seems(path)}", FRESH):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before = asdict(TrainConfig()) | state["identity"]  # fields that are newer than the run
+        missing = {"step", "optimizer", "model"} - state.keys()
+    if missing:
+        raise DataError(f"{path} is no run's state: it lacks {', '.join(sorted(missing))}; {FRESH}")
+    changed = [name for name in identity if identity[name] != before.get(name)]
     if changed:
         sys.exit(
             f"{out} holds a run with another {', '.join(changed)} (for instance {changed[0]}="
-            f"{before[changed[0]]!r}); choose another --out, or --fresh to replace it"
+            f"{before.get(changed[0])!r}); choose another --out, or --fresh to replace it"
         )
     return state
 
@@ -344,7 +405,7 @@ def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
 def is_trained(out: Path, cfg: TrainConfig, start: int) -> bool:
     """Whether the last update is saved, its model too, and validated."""
     written = out / "model" / "step.json"
-    if start < cfg.steps or not written.exists() or json.loads(written.read_text()) != start:
+    if start < cfg.steps or not written.exists() or written.read_text() != str(start):
         return False
     return not cfg.val or is_validated(out, start)
 
@@ -360,13 +421,17 @@ def save(run: "Run", step: int) -> None:
     out, model = run.out, run.model
     state = {"step": step, "identity": run.identity, "optimizer": run.optimizer.state_dict()}
     state["model"] = {name: p.detach() for name, p in model.trainable().items()}
-    torch.save(state, out / "state.pt.part")
-    os.replace(out / "state.pt.part", out / "state.pt")
+    with replacing(out / "state.pt") as path, libraries_write():
+        torch.save(state, path)
     part, old = out / "model.part", out / "model.old"
     for rest in (part, old):
         shutil.rmtree(rest, ignore_errors=True)
-    model.save_pretrained(part)
-    (part / "step.json").write_text(str(step))  # tells whether the model is as new as the state
+    try:
+        model.save_pretrained(part)
+        (part / "step.json").write_text(str(step))  # tells whether the model is as new as the state
+    except OSError:  # a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     if (out / "model").exists():
         os.rename(out / "model", old)
     os.rename(part, out / "model")
@@ -378,18 +443,23 @@ def save(run: "Run", step: int) -> None:
 
 
 @torch.no_grad()
-def validate(run: Run) -> float:
-    """Mean loss per answer token of the held-out samples, with fixed noise; each rank a share."""
+def validate(run: Run) -> tuple[float, float]:
+    """Mean loss per answer token of the held-out samples, and with another sample's vector each.
+
+    The noise is fixed. Each rank takes a share.
+    """
     run.model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(3, dtype=torch.float64)
     for i in range(run.ranks.rank, len(run.validation), run.ranks.size):
         batch = run.validation[i]
-        count = len(batch["answer"])
-        loss = run.objective(run.model.forward, batch, -1 - i)  # not compiled: sizes differ
-        total += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+        losses = [  # not compiled: sizes differ
+            float(run.objective(run.model.forward, batch, -1 - i, heard))
+            for heard in (batch, batch["other"])
+        ]
+        total += len(batch["answer"]) * torch.tensor([*losses, 1], dtype=torch.float64)
     run.model.train()
-    total = run.ranks.sum(total)
-    return float(total[0] / total[1])
+    own, other, count = run.ranks.sum(total).tolist()
+    return own / count, other / count
 
 
 def update(run: Run, stream: Iterator[dict], meter: Meter) -> Tensor:
@@ -418,12 +488,17 @@ def due(step: int, every: int, cfg: TrainConfig) -> bool:
 
 
 def check(run: Run, step: int) -> None:
-    """Logs the validation loss after update `step`."""
-    loss = validate(run)
+    """Logs the validation loss after update `step`, and whether the model listens."""
+    loss, other = validate(run)
     if run.ranks.master:
-        log.append(run.out, step=step, val_loss=round(loss, 5))
+        log.append(run.out, step=step, val_loss=round(loss, 5), val_loss_other=round(other, 5))
         log.plot(run.out)
-    run.ranks.say(f"step {step:,}: validation loss {loss:.4f}")
+    deaf = ""
+    if other < 1.01 * loss:
+        deaf = ": the model does not listen to its vector, or not yet (docs/models.md)"
+    run.ranks.say(
+        f"step {step:,}: validation loss {loss:.4f}, with another sample's vector {other:.4f}{deaf}"
+    )
 
 
 def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
@@ -485,6 +560,8 @@ def explain(error: BaseException) -> str | None:
     """How to go on after an exception, where that is known."""
     if isinstance(error, DataError | SystemExit):
         return str(error)
+    if isinstance(error, OSError) and error.errno:
+        return why(error)
     if "DataLoader worker (pid" in str(error):
         return (
             "a reading process died, usually because the machine ran out of memory: lower "
@@ -542,4 +619,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with command("train.py"):
+        main(sys.argv[1:])

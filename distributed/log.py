@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from disk import write_atomic
+from disk import reading, write_atomic
 from distributed import Ranks
 
+CURVES = (  # of the plot: field of the log, title, style
+    ("loss", "loss", "-"),
+    ("val_loss", "validation", "o-"),
+    ("val_loss_other", "validation, another sample's vector", "o--"),
+)
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s, for MFU
 
 
@@ -21,6 +26,7 @@ class Meter:
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.broken, self.skipped = ranks, 0, 0  # the last two of the whole run
+        self.named = 20  # broken samples that are still printed
         self.in_a_row = torch.zeros((), device=ranks.device)  # skipped updates
         self.restart()
 
@@ -35,7 +41,11 @@ class Meter:
         self.answers += len(batch["answer"])
         for problem in batch["broken"]:
             self.broken += 1
-            tqdm.write(f"left out: {problem}", file=sys.stderr)
+            self.named -= 1
+            if self.named >= 0:
+                tqdm.write(f"broken: {problem}", file=sys.stderr)
+            if self.named == 0:
+                tqdm.write("further ones are counted in log.jsonl (broken)", file=sys.stderr)
 
     def add_update(self, loss: Tensor, good: Tensor) -> None:
         self.loss = self.loss + torch.where(good, loss, 0.0)
@@ -85,10 +95,13 @@ def peak_of(device: torch.device) -> float | None:
 
 
 def read(out: Path) -> list[dict]:
-    """The lines of log.jsonl; a kill may have cut the last one."""
-    path = out / "log.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of log.jsonl; a kill may have cut the last one. Raises DataError on another."""
+    path, found = out / "log.jsonl", []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines[:-1], 1):
+        with reading(f"{path}, line {number}", "delete that line"):
+            found.append(json.loads(line))
+    return found
 
 
 def rewrite(out: Path, lines: list[dict]) -> None:
@@ -108,11 +121,10 @@ def plot(out: Path) -> None:
     lines = read(out)
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()
-    for key, marker in (("loss", None), ("val_loss", "o")):
+    for key, label, style in CURVES:
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
-            label = key.replace("_", " ")
-            axis.plot(*zip(*points), marker=marker, ms=3, lw=1, label=label)
+            axis.plot(*zip(*points), style, ms=3, lw=1, label=label)
     axis.set(xlabel="step", ylabel="cross-entropy per answer token")
     axis.legend(frameon=False)
     figure.savefig(out / "loss.png", dpi=120)

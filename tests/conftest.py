@@ -149,11 +149,14 @@ def make_samples(n, source="farm", seed=0):
         }
 
 
-def write_samples(directory, samples, per_shard=20, dim=16, vectors=True):
+def write_samples(directory, samples, per_shard=20, dim=16, vectors=True, clap=None):
+    """Shards with vectors: a CLAP's, or random ones."""
     made = {"from": "", "clap": "test", "side": "text", "dim": dim} if vectors else None
     with ShardWriter(directory, per_shard=per_shard, vectors=made) as writer:
         for s in samples:
             z = np.random.default_rng(abs(hash_text(s["text"]))).normal(size=dim)
+            if clap:
+                z = clap.encode_text([s["text"]])[0].numpy()
             writer.write(s, vector=z / np.linalg.norm(z) if vectors else None)
     return directory
 

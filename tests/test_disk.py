@@ -114,6 +114,8 @@ def test_a_command_ends_in_one_line(tmp_path):
     "body",
     [
         "write_atomic({path!r}, bytes(9999))",
+        "import torch\n    with replacing({path!r}) as part, libraries_write():\n"
+        "        torch.save({{'a': torch.zeros(9999)}}, part)",
         "import torch; write_tensors({{'a': torch.zeros(9999)}}, {path!r})",
     ],
 )

@@ -20,7 +20,8 @@ from torch.distributed import TCPStore
 
 import config
 import train
-from clap import load_clap
+from clap import load_clap, probe, same_encoder
+from disk import DataError
 from distributed import Ranks
 from distributed.log import Meter
 from mats import MATS
@@ -40,15 +41,15 @@ SMALL = MODEL | PAPER | DATA | LOOP | KIND | dict(device="cpu")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tokenizer):
     """Shards with vectors, without, with audio; a small LM of each architecture; a small CLAP."""
-    root = tmp_path_factory.mktemp("world")
+    root, clap = tmp_path_factory.mktemp("world"), small_clap(tokenizer)
     for part, n in (("train", 120), ("val", 16)):
         for name in ("farm", "zoo"):
             samples = make_samples(n, name, seed=len(part + name))
-            write_samples(root / part / name, samples, per_shard=30)
+            write_samples(root / part / name, samples, per_shard=30, clap=clap)
     for name, make in (("gpt2", gpt2), ("llama", llama)):
         make(len(tokenizer)).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
-    small_clap(tokenizer).save_pretrained(root / "clap")
+    clap.save_pretrained(root / "clap")
     write_samples(root / "live", make_samples(40), vectors=False)
     with ShardWriter(root / "audio") as writer:
         for i, s in enumerate(make_samples(24)):
@@ -413,13 +414,14 @@ def test_on_a_gpu_compiled_in_bfloat16_it_learns_what_a_cpu_learns(world, tmp_pa
 
 
 FREE = """build skip_missing patience timeout device compile workers log_every val_every save_every
-    fresh strict out val"""
+    fresh strict out val train"""  # train: the data count by their hashes
 
 
 @pytest.mark.parametrize("name", asdict(TrainConfig()))
 def test_a_run_is_resumed_with_no_other_field_that_matters(tmp_path, name):
     cfg = TrainConfig()
-    torch.save({"step": 1, "identity": train.identity_of(cfg, [])}, tmp_path / "state.pt")
+    state = {"step": 1, "identity": train.identity_of(cfg, []), "model": {}, "optimizer": {}}
+    torch.save(state, tmp_path / "state.pt")
     value = getattr(cfg, name)
     others = {bool: not value, str: "another", dict: {"a": 1}}
     setattr(cfg, name, others[type(value)] if type(value) in others else value + 1)
@@ -429,6 +431,110 @@ def test_a_run_is_resumed_with_no_other_field_that_matters(tmp_path, name):
     else:
         with pytest.raises(SystemExit, match=f"another {name}"):
             train.resume(tmp_path, identity, fresh=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"PK half", None])
+def test_a_damaged_state_is_named(tmp_path, content):
+    torch.save({"step": 1, "identity": {}, "model": {}}, tmp_path / "state.pt")
+    if content is not None:
+        whole = (tmp_path / "state.pt").read_bytes()
+        half = whole[: len(whole) // 2]
+        (tmp_path / "state.pt").write_bytes(half if content == b"half" else content)
+    with pytest.raises(DataError, match="state.pt .*--fresh") as error:
+        train.resume(tmp_path, {}, fresh=False)
+    assert "\n" not in str(error.value)
+    assert train.resume(tmp_path, {}, fresh=True) is None
+
+
+def test_models_and_shards_that_moved_are_the_same_run(world, tmp_path):
+    """And the same folder with another weight is another run."""
+    cfg = config.load(TrainConfig, arguments(world, tmp_path))
+    sources, _ = train.find_sources(cfg.train)
+    before = train.identity_of(cfg, sources)
+    for name in ("gpt2", "clap", "train"):
+        shutil.copytree(world / name, tmp_path / "elsewhere" / name)
+    for key in ("llm", "clap", "train"):
+        setattr(cfg, key, str(tmp_path / "elsewhere" / Path(getattr(cfg, key)).name))
+    sources, _ = train.find_sources(cfg.train)
+    assert train.identity_of(cfg, sources) == before
+    for name in ("gpt2", "clap"):
+        file = tmp_path / "elsewhere" / name / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 1
+        file.write_bytes(content)
+    after = train.identity_of(cfg, sources)
+    assert {name for name in before if before[name] != after[name]} == {"llm", "clap"}
+
+
+def test_vectors_of_another_encoder_are_refused(world, tmp_path, tokenizer):
+    """Another folder, and the same folder trained again, whose name says nothing."""
+    shutil.copytree(world / "clap", tmp_path / "clap")
+    argv = arguments(world, tmp_path / "run", clap=tmp_path / "clap", steps=1, val="")
+    train.main(argv)  # a copy is no other encoder
+    other = small_clap(tokenizer)
+    for projection in (other.text_projection, other.audio_projection):
+        torch.nn.init.normal_(projection.linear1.weight)
+    other.save_pretrained(tmp_path / "clap")
+    with pytest.raises(SystemExit, match="farm holds vectors of another encoder.*shards.embed"):
+        train.main([*argv, "--fresh"])
+    audio = [*argv, f"--train={world / 'audio'}", "--supervision=audio", "--fresh"]
+    embed(world / "audio", tmp_path / "heard", small_clap(tokenizer), "x", "audio", progress=False)
+    with pytest.raises(SystemExit, match="heard holds vectors of another encoder"):
+        train.main([*audio, f"--train={tmp_path / 'heard'}"])
+    argv[argv.index(f"--clap={tmp_path / 'clap'}")] = f"--clap={world / 'clap'}"
+    train.main([*audio, f"--train={tmp_path / 'heard'}", f"--clap={world / 'clap'}"])
+    model = MATS.from_pretrained(tmp_path / "run" / "model")
+    assert same_encoder(model.probe, probe(small_clap(tokenizer)))
+
+
+def test_validation_lends_each_sample_anothers_vector(world):
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", micro_batch=5))
+    sources, _ = train.find_sources(cfg.val)
+    batches = train.held_out(cfg, sources, train.build_model(cfg, torch.device("cpu"), None))
+    own = [text for batch in batches for text in batch["text"]]
+    other = [text for batch in batches for text in batch["other"]["text"]]
+    vectors = torch.cat([batch["z"] for batch in batches])
+    lent = torch.cat([batch["other"]["z"] for batch in batches])
+    assert sorted(own) == sorted(other) and len(own) == 32
+    at = {text: i for i, text in enumerate(own)}
+    if len(at) == len(own):
+        assert not any(a == b for a, b in zip(own, other))
+    for text, z in zip(other, lent):
+        torch.testing.assert_close(z, vectors[at[text]])
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_model_that_does_not_listen_is_noticed(world, tmp_path, capsys, monkeypatch, listens):
+    """A mapper that gives the same tokens for every vector; and a model that knows its samples."""
+
+    def loss(objective, net, batch, m, heard=None):
+        return torch.tensor(2.0 if heard is None or heard is batch or not listens else 3.0)
+
+    argv = arguments(world, tmp_path, steps=1, val_every=1)
+    validate = train.validate
+    monkeypatch.setattr(
+        train,
+        "validate",
+        lambda run: (monkeypatch.setattr(train.Objective, "__call__", loss), validate(run))[1],
+    )
+    train.main(argv)
+    said, line = capsys.readouterr().out, lines_of(tmp_path)[-1]
+    assert line["val_loss"] == 2.0 and line["val_loss_other"] == (3.0 if listens else 2.0)
+    assert ("does not listen" in said) == (not listens)
+
+
+def test_long_texts_are_named_in_training(world, tmp_path, capsys):
+    samples = [s | {"answer": "moo " * 40} if i == 3 else s for i, s in enumerate(make_samples(16))]
+    write_samples(tmp_path / "long", samples, clap=small_clap_of(world))
+    argv = arguments(world, tmp_path / "run", train=tmp_path / "long", val="", steps=2)
+    train.main(argv)
+    assert "farm -farm.3: its answer" in capsys.readouterr().err.replace("broken: ", "")
+    with pytest.raises(SystemExit, match="cut to 16"):
+        train.main([*argv, "--fresh", "--strict"])
+
+
+def small_clap_of(world):
+    return load_clap(str(world / "clap"))
 
 
 def test_a_resumed_log_has_no_line_twice(world, finished, tmp_path):
@@ -480,7 +586,9 @@ def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
     monkeypatch.setattr(train, "Plan", make_plan)
     train.main(arguments(world, tmp_path, steps=2, val_every=2, save_every=2, log_every=2))
     assert sorted(plans) == [0, 1]
-    assert sorted(noises[:4]) == [0, 1, 2, 3] and len(noises[4:]) == len(set(noises[4:])) == 4
+    assert sorted(noises[:4]) == [0, 1, 2, 3]
+    # each batch of the validation twice: with its own vectors, and with others
+    assert noises[4::2] == noises[5::2] and len(set(noises[4::2])) == len(noises[4::2]) == 4
     left = (1 + 16 * 0.015) ** -0.5
     assert (
         f"noise of variance 0.015, which leaves a cosine of {left:.2f}" in capsys.readouterr().out
