@@ -26,14 +26,13 @@ import argparse
 import json
 import math
 import shlex
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
 
-from disk import DataError, write_atomic
+from disk import DataError, command, write_atomic
 from eval import pairs
 from experiments import picture
 from experiments.differences import best_of, compare, halved
@@ -492,7 +491,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with command("claims.py"):
         main()
-    except DataError as error:
-        sys.exit(f"claims.py: {error}")

@@ -14,7 +14,6 @@ stretched: a unit on both axes is the length of every vector.
 import argparse
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor
 
-from disk import DataError
+from disk import DataError, command
 
 INK, PAPER, GREY, MODEL = "#22303c", "#fbfaf7", "#6b7680", "#3f7f5f"
 TEXT, AUDIO = "#2f6db3", "#d1772b"
@@ -188,7 +187,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with command("picture.py"):
         main()
-    except DataError as error:
-        sys.exit(f"picture.py: {error}")

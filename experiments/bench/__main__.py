@@ -16,6 +16,7 @@ import sys
 
 import torch
 
+from disk import command
 from experiments.bench.clock import Machine
 from experiments.bench.counting import memory, schedule, waiting
 from experiments.bench.encoding import audio, reading, text
@@ -94,4 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command("bench"):
+        main()
