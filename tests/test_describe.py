@@ -617,6 +617,14 @@ def test_the_script_finds_the_project_from_anywhere(tmp_path):
         [sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
+    out = subprocess.run(
+        [sys.executable, "-m", module.__name__, "esc50", "--root", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 1 and out.stderr.startswith("describe.py: "), out.stderr
+    assert out.stderr.count("\n") == 1
 
 
 def test_the_estimate_counts_only_what_is_missing():

@@ -240,10 +240,11 @@ def test_a_refusal_in_every_dialect_ends(server, capsys):
             ),
         ),
         (400, {"error": "unknown " + "word " * 30 + "temperature"}),  # of a request repeated
+        (400, {"error": "temperature " + "word " * 30 + "unknown"}),
         (404, REFUSALS["o-series tokens"][2]),
         (400, openai("Unsupported parameter: 'input'", "input", "unsupported_parameter")),
     ],
-    ids=["too large", "far", "404", "another"],
+    ids=["too large", "far", "far before", "404", "another"],
 )
 def test_other_errors_change_no_dialect(server, capsys, status, body):
     server.script, ask = [(status, {}, body)], endpoint(server)

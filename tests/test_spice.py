@@ -46,7 +46,7 @@ if mode == "fail":
     sys.exit("java.lang.OutOfMemoryError: Java heap space")
 if mode == "trace":
     print("Exception in thread main java.lang.StackOverflowError: deep", file=sys.stderr)
-    sys.exit("\tat edu.anu\n" + "\tat java.util\n" * 99)
+    sys.exit("\tat edu.anu\n" + "\tat java.util\n" * 99 + "Caused by: x.IOException: y")
 if mode == "killed":
     sys.stderr.flush()
     os.kill(os.getpid(), 9)
