@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clap import CLAP
-from scoring.llm import Endpoint
+from disk import reading
+from scoring.llm import GET_MODEL, Endpoint, clean
 
 
 def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[list[str]], Tensor]:
@@ -21,11 +22,11 @@ def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[li
 
     name: `clap`, the model's own text tower; https://...#MODEL, an OpenAI-compatible endpoint; or a
     text tower of CLIP or a sentence encoder that transformers can load. clap: returns the CLAP, and
-    is called when that is first needed.
+    is called when that is first needed. Raises DataError where a model cannot be loaded.
     """
     if name == "clap":
         tower = cache(lambda: precise(clap()))
-        return lambda texts: tower().encode_text(texts).cpu()
+        return lambda texts: tower().encode_text(list(map(clean, texts))).cpu()
     if not name.startswith(("http://", "https://")):
         return transformers_encoder(name, device)
     url, _, model = name.partition("#")
@@ -41,16 +42,17 @@ def precise(clap):
 def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
-    clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
-    kind = CLIPTextModelWithProjection if clip else AutoModel
-    model = kind.from_pretrained(name, dtype=torch.float64).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    with reading(f"the text encoder {name}", GET_MODEL):
+        clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+        kind = CLIPTextModelWithProjection if clip else AutoModel
+        model = kind.from_pretrained(name, dtype=torch.float64).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name)
 
     @torch.inference_mode()
     def encode(texts: list[str], batch: int = 256) -> Tensor:
         rows = []
         for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
+            part = [clean(text) for text in texts[start : start + batch]]
             tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(device)
             out = model(**tokens)
             if clip:

@@ -24,7 +24,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter, deque
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from disk import DataError
+from disk import DataError, command
 from scoring.llm import (
     OPENAI,
     Endpoint,
@@ -341,13 +340,7 @@ def judge(rows: list[dict], ask, path, workers: int = 8) -> Outcome:
 
 
 def main(argv: list[str] | None = None):
-    args = arguments(argv)
-    try:
-        run(args)
-    except KeyboardInterrupt:
-        sys.exit("judge.py: stopped; run the same command again to resume")
-    except (DataError, OSError) as error:
-        sys.exit(f"judge.py: {error}")
+    run(arguments(argv))
 
 
 def arguments(argv):
@@ -447,4 +440,5 @@ def print_outcome(file, outcome, max_tokens):
 
 
 if __name__ == "__main__":
-    main()
+    with command("judge.py"):
+        main()

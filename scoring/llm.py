@@ -9,6 +9,7 @@ shards/describe.py requests descriptions, judge.py beside this module requests v
 There is no client library: the part of HTTP that is needed fits on a page.
 """
 
+import base64
 import fcntl
 import json
 import math
@@ -17,22 +18,30 @@ import random
 import re
 import sys
 import threading
+import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
-from disk import DataError
+from tqdm import tqdm
+
+from disk import DataError, reading
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_PAUSE = 600  # seconds that Retry-After can make a request wait
-WRONG_FORM = (ValueError, LookupError, TypeError, AttributeError)  # raised on JSON of another form
+EMPTY_TRIES = 3  # each may have cost all of max_tokens
+# raised on JSON of another form
+WRONG_FORM = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 class LLMError(DataError):
@@ -41,6 +50,81 @@ class LLMError(DataError):
 
 class Unanswered(LLMError):
     """One request failed after all its retries; others may succeed."""
+
+
+class Empty(ValueError):
+    """An answer without a word."""
+
+
+# --- dialects: the same request, as some models want it ---
+
+
+class Dialect(NamedTuple):
+    """A change to a request that a model needs."""
+
+    key: str  # of the request's body
+    name: str  # a pattern: how an error names the refused part
+    said: str  # to the user
+    speak: Callable[[dict], dict]  # body -> body
+
+
+REFUSED = (
+    r"(unsupported|not support|not accept|unrecogni[sz]ed|unknown|unexpected|not permitted|"
+    r"not allowed|only \S+ is allowed|forbidden|deprecated|not enabled|strictly positive|alternate)"
+)
+
+
+def without(key: str, body: dict) -> dict:
+    return {name: value for name, value in body.items() if name != key}
+
+
+def renamed(old: str, new: str, body: dict) -> dict:
+    return {new if name == old else name: value for name, value in body.items()}
+
+
+def one_message(chat: list[dict]) -> list[dict]:
+    """The chat as one message of the user, since some models have no system message."""
+    return [{"role": "user", "content": "\n\n".join(message["content"] for message in chat)}]
+
+
+DIALECTS = (
+    Dialect(
+        "max_tokens",
+        r"\bmax_tokens\b",
+        "takes max_completion_tokens for max_tokens",
+        partial(renamed, "max_tokens", "max_completion_tokens"),
+    ),
+    Dialect(
+        "temperature",
+        r"\btemperature\b",
+        "takes no temperature: its answers vary, and a judge is not greedy",
+        partial(without, "temperature"),
+    ),
+    Dialect(
+        "messages",
+        r"(\bsystem\b|\bdeveloper instruction|\broles\b)",
+        "takes no system message: it is part of the user's",
+        lambda body: {**body, "messages": one_message(body["messages"])},
+    ),
+)
+
+
+def wanted(reply, body: dict, spoken: tuple) -> Dialect | None:
+    """The dialect, not spoken yet, that an error asks for: it names a part of body and refuses it.
+
+    Both within some words, since some errors repeat the whole request.
+    """
+    if reply.status not in (400, 422):
+        return None
+    for dialect in DIALECTS:
+        near = f"{dialect.name}.{{0,60}}{REFUSED}|{REFUSED}.{{0,60}}{dialect.name}"
+        if (
+            dialect.key in body
+            and dialect not in spoken
+            and re.search(near, reply.text, re.IGNORECASE | re.DOTALL)
+        ):
+            return dialect
+    return None
 
 
 # --- who answers: ask(messages) -> (text, usage) ---
@@ -68,8 +152,10 @@ class Endpoint:
 
     Retries temporary failures with exponential back-off: 408, 429, 5xx, no connection, silence for
     `timeout` seconds, a reply of the wrong form. It waits at least Retry-After, up to ten minutes.
-    Raises Unanswered after `tries`. Raises LLMError where no retry helps: any other status, a
-    used-up quota, an invalid key or URL. Set `stopped` to end all retries.
+    A refusal that asks for one of DIALECTS is followed at once, for all later requests, too.
+    Raises Unanswered after `tries`, after EMPTY_TRIES empty answers, and where this one request is
+    refused. Raises LLMError where no retry helps: any other status, a used-up quota, an invalid key
+    or URL. Set `stopped` to end all retries.
     """
 
     url: str
@@ -87,7 +173,7 @@ class Endpoint:
             raise LLMError(
                 f"{self.url!r} is no address like {OPENAI}, or OPENAI_API_KEY is not plain ASCII"
             )
-        self.stopped = threading.Event()
+        self.stopped, self.spoken, self.lock = threading.Event(), (), threading.Lock()
         self.open = build_opener(AsItIs).open
 
     def __call__(self, messages: list[dict]) -> tuple[str, dict]:
@@ -110,33 +196,73 @@ class Endpoint:
         return rows
 
     def post(self, path, body, read):
-        """read(the reply's JSON); read raises one of WRONG_FORM where that is of another form."""
-        url, sent = self.url + path, json.dumps({"model": self.name, **body}).encode()
+        """read(the reply's JSON).
+
+        read raises one of WRONG_FORM where that is of another form, Empty where it holds no word,
+        and Unanswered where a retry would not help.
+        """
+        url, body = self.url + path, {"model": self.name, **body}
         for attempt in range(1, self.tries + 1):
             pause = self.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-            reply = self.send(url, sent)
+            reply, empty = self.converse(url, body), False
             problem = reply.problem
             if not problem:
                 try:
                     return read(json.loads(reply.text))
+                except Unanswered as error:
+                    raise Unanswered(self.shown(f"{url}: {error}")) from None
+                except Empty as error:
+                    problem, empty = str(error), True
                 except WRONG_FORM:
-                    problem = f"the answer is not what {path} should give:"
-            problem = f"{problem} {reply.text}"
-            if self.key:  # some endpoints repeat a key that they refuse
-                problem = problem.replace(self.key, "***")
-            problem = problem[:400]
+                    page = " (is it a web page's address?)" if reply.text[:1] == "<" else ""
+                    problem = f"the answer is not what {path} should give{page}:"
+            problem = self.shown(f"{problem} {reply.text}")
+            if reply.status in (400, 413, 422) and ONE_REFUSED.search(reply.text):
+                raise Unanswered(f"{url} refuses this request: {problem}")
             if permanent(reply):
                 raise LLMError(
-                    f"{url} refuses: {problem}\nIs OPENAI_API_KEY a key of this endpoint, with "
+                    f"{url} refuses: {problem} - Is OPENAI_API_KEY a key of this endpoint, with "
                     f"credit? Is the endpoint's address all that stands before {path}? "
                     f"Does it have {self.name}?"
                 )
-            if attempt == self.tries or self.stopped.wait(max(pause, reply.retry_after)):
+            if attempt == self.tries or (empty and attempt >= EMPTY_TRIES):
                 break
-        raise Unanswered(f"{url}: no answer after {attempt} tries, at last: {problem}")
+            if self.stopped.wait(max(pause, reply.retry_after)):
+                break
+        tries = "1 try" if attempt == 1 else f"{attempt} tries"
+        raise Unanswered(f"{url}: no answer after {tries}, at last: {problem}")
 
-    def send(self, url, sent) -> Reply:
+    def shown(self, problem: str) -> str:
+        """In one line, without a key: some endpoints repeat the one that they refuse."""
+        if self.key:
+            problem = problem.replace(self.key, "***")
+        return " ".join(problem.split())[:400]
+
+    def converse(self, url, body: dict) -> Reply:
+        """The reply to a body in the dialects known so far; an error may teach another one.
+
+        It ends, since each request speaks more dialects than the one before it.
+        """
+        while True:
+            spoken, sent = self.spoken, body
+            for dialect in spoken:
+                if dialect.key in body:
+                    sent = dialect.speak(sent)
+            reply = self.send(url, sent)
+            dialect = wanted(reply, body, spoken)
+            if not dialect:
+                return reply
+            with self.lock:
+                if dialect not in self.spoken:  # another thread may have been first
+                    self.spoken += (dialect,)
+                    host = urlsplit(self.url).netloc.rpartition("@")[2]
+                    line = f"{host}: {self.name} {dialect.said}; asked so from now on"
+                    tqdm.write(line, file=sys.stderr)  # a plain print would break a progress bar
+
+    def send(self, url, body: dict) -> Reply:
         status, text, retry_after = None, "", 0
+        # a lone surrogate is no text: a "?" instead
+        sent = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -144,17 +270,70 @@ class Endpoint:
             with self.open(Request(url, sent, headers), timeout=self.timeout) as response:
                 status = response.status
                 problem = "" if status == 200 else f"{status} {response.reason}:"
-                retry_after = seconds(response.headers.get("Retry-After", ""))
-                text = response.read().decode(errors="replace")
-        except (OSError, HTTPException, ValueError) as error:
+                retry_after = seconds(response.headers)
+                text = decoded(response.read(), response.headers.get_content_charset("utf-8"))
+            if status == 200 and (status := status_within(text)) != 200:
+                problem = f"{status}, in a reply of status 200:"
+        except (OSError, HTTPException, ValueError, zlib.error) as error:
             problem = str(error) or repr(error)
         return Reply(status, text, problem, retry_after)
 
 
-def seconds(retry_after):
-    """Seconds that the header Retry-After requests; 0 if it is missing or a date."""
-    number = re.fullmatch(r"\d+(\.\d+)?", retry_after.strip())
-    return min(float(number[0]), LONGEST_PAUSE) if number else 0
+def decoded(data: bytes, charset: str) -> str:
+    """The text of a reply, which some servers compress unasked."""
+    if data.startswith(b"\x1f\x8b"):
+        data = zlib.decompress(data, 47)  # 47: gzip's header
+    with suppress(LookupError):  # no such charset
+        return data.decode(charset, "replace").removeprefix("\ufeff")
+    return data.decode(errors="replace")
+
+
+def seconds(headers) -> float:
+    """Seconds that a reply asks to wait, 0 to LONGEST_PAUSE; 0 if it does not say.
+
+    A date is compared with the reply's own, since clocks differ.
+    """
+    for name, unit in (("Retry-After-Ms", 1000), ("Retry-After", 1)):
+        if number := re.fullmatch(r"\d+(\.\d+)?", headers.get(name, "").strip()):
+            return min(float(number[0]) / unit, LONGEST_PAUSE)
+    until = timestamp(headers.get("Retry-After"))
+    if until is None:
+        return 0
+    now = timestamp(headers.get("Date"))
+    return min(max(until - (time.time() if now is None else now), 0), LONGEST_PAUSE)
+
+
+def timestamp(date: str | None) -> float | None:
+    """Seconds since 1970 of a date in a header; None if it is none."""
+    with suppress(ValueError, TypeError, OverflowError):
+        return mktime_tz(parsedate_tz(date))
+    return None
+
+
+STATUS = {  # of errors that come with status 200
+    "insufficient_quota": 402,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "model_not_found": 404,
+    "invalid_request_error": 400,
+}
+SAID = ("text", "output_text")  # types of the parts of an answer; others are thoughts
+ONE_REFUSED = re.compile(  # an error about one text, not about the key or the model
+    "content_filter|content management policy|content_policy|context_length_exceeded|"
+    "maximum context length",
+    re.IGNORECASE,
+)
+
+
+def status_within(text: str) -> int:
+    """The status that a reply of status 200 should have had: its error's; 200 if it has none."""
+    with suppress(*WRONG_FORM):
+        reply = json.loads(text)
+        error = reply if reply.get("object") == "error" else reply["error"]
+        if re.fullmatch(r"[45]\d\d", str(error.get("code"))):
+            return int(error["code"])
+        return STATUS.get(error.get("code")) or STATUS.get(error.get("type")) or 200
+    return 200
 
 
 def permanent(reply):
@@ -165,9 +344,24 @@ def permanent(reply):
 
 
 def completion(reply):
-    """(text, usage) of a chat completion, without lone surrogates. Raises one of WRONG_FORM."""
+    """(text, usage) of a chat completion, without lone surrogates.
+
+    Raises Empty, Unanswered with a refusal's words, or one of WRONG_FORM.
+    """
     choice, usage = reply["choices"][0], reply.get("usage") or {}
-    text = whole_lines(choice["message"]["content"] or "", choice.get("finish_reason") == "length")
+    message = choice.get("message") or {"content": choice["text"]}  # text: an old form
+    content, refusal = message.get("content") or "", message.get("refusal")
+    if isinstance(content, list):
+        refusal = refusal or "".join(part.get("refusal") or "" for part in content)
+        content = "".join(part["text"] for part in content if part.get("type", "text") in SAID)
+    finish = choice.get("finish_reason")
+    if not whole_lines(content, False).strip():
+        if refusal:
+            raise Unanswered(f"the model refuses: {refusal!r}")
+        raise Empty(
+            f"an empty answer (finish_reason {finish}); raise max_tokens if the model thinks first:"
+        )
+    text = whole_lines(content, finish == "length")
     counts = {name: count for name, count in usage.items() if isinstance(count, int)}
     return text.encode(errors="ignore").decode(), counts
 
@@ -176,17 +370,31 @@ def whole_lines(text, cut):
     """The text without a reasoning model's thoughts, and without its last line if it was cut."""
     if cut:
         text = text[: text.rfind("\n") + 1]
-    return re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
+    text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2]  # some templates put <think> into the prompt
 
 
 def vectors(reply, count):
     """`count` vectors in the order of their texts, given by `index`. Raises one of WRONG_FORM."""
-    rows = {row["index"]: [float(x) for x in row["embedding"]] for row in reply["data"]}
+    rows = {}
+    for place, row in enumerate(reply["data"]):
+        index, vector = row.get("index"), row["embedding"]
+        if isinstance(vector, str):  # float32, little-endian as this machine is
+            vector = array("f", base64.b64decode(vector, validate=True))
+        rows[place if index is None else index] = [float(x) for x in vector]
     ordered = [rows[i] for i in range(count)]
     finite = all(row and all(map(math.isfinite, row)) for row in ordered)
     if len(reply["data"]) != count or not finite:
         raise ValueError
     return ordered
+
+
+def clean(text: str) -> str:
+    """The text with "?" for lone surrogates, which tokenizers do not take."""
+    return text.encode(errors="replace").decode()
+
+
+GET_MODEL = "get it first, on a machine with a connection (hf download NAME), or give its folder"
 
 
 class Local:
@@ -201,14 +409,17 @@ class Local:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.name, self.temperature, self.max_tokens = local_name(name), temperature, max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        with reading(f"the model {name}", GET_MODEL):
+            self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
         if not self.tokenizer.chat_template:
             raise LLMError(
                 f"{name} has no chat template; choose a model that was tuned to follow instructions"
             )
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").to(device).eval()
+        with reading(f"the model {name}", GET_MODEL):
+            model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+            self.model = model.to(device).eval()
 
     def many(self, batch: list[list[dict]]) -> list[tuple[str, dict]]:
         import torch
@@ -241,11 +452,10 @@ class Local:
         ]
 
     def prompt(self, chat):
-        """The chat as one message of the user, since some templates have no system message."""
-        message = {"role": "user", "content": "\n\n".join(m["content"] for m in chat)}
-        return self.tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True
+        text = self.tokenizer.apply_chat_template(
+            one_message(chat), tokenize=False, add_generation_prompt=True
         )
+        return clean(text)
 
     def text(self, ids):
         cut = len(ids) == self.max_tokens and int(ids[-1]) not in self.tokenizer.all_special_ids
@@ -270,31 +480,42 @@ def answers(ask, next_chat: Callable, workers: int) -> Iterator[tuple]:
     Raises LLMError after max(10, 2 workers) failures in a row, or if all requests failed.
     """
     running, total, failures = {}, 0, []  # failures: those in a row
-    limit, pool = max(10, 2 * workers), ThreadPoolExecutor(workers)
-    try:
-        while len(failures) < limit:
-            while len(running) < workers and (chat := next_chat()):
-                key, messages = chat
-                future = Future() if hasattr(ask, "many") else pool.submit(ask, messages)
-                running[future] = key, messages
-            if not running:
-                break
-            for future in finished(ask, running):
-                key, _ = running.pop(future)
-                total += 1
-                try:
-                    answer, failures = future.result(), []
-                except Unanswered as error:
-                    answer = error
-                    failures.append(error)
-                yield key, answer
-        if failures and (len(failures) >= limit or len(failures) == total):
-            raise LLMError(
-                f"{len(failures)} requests in a row failed; the last: {failures[-1]}\n"
-                "The file keeps what it has; run the same command again to resume"
-            )
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    limit = max(10, 2 * workers)
+    while len(failures) < limit:
+        while len(running) < workers and (chat := next_chat()):
+            key, messages = chat
+            future = Future() if hasattr(ask, "many") else started(ask, messages)
+            running[future] = key, messages
+        if not running:
+            break
+        for future in finished(ask, running):
+            key, _ = running.pop(future)
+            total += 1
+            try:
+                answer, failures = future.result(), []
+            except Unanswered as error:
+                answer = error
+                failures.append(error)
+            yield key, answer
+    if failures and (len(failures) >= limit or len(failures) == total):
+        raise LLMError(
+            f"{len(failures)} requests in a row failed; the last: {failures[-1]} - "
+            "The file keeps what it has; run the same command again to resume"
+        )
+
+
+def started(ask, messages) -> Future:
+    """The future of ask(messages), in a daemon thread: Ctrl-C need not wait for an answer."""
+    future = Future()
+
+    def run():
+        try:
+            future.set_result(ask(messages))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def finished(ask, running):
@@ -309,18 +530,21 @@ def finished(ask, running):
 def read_lines(path, parse: Callable, noun: str) -> tuple[list, int]:
     """([parse(row) of every line of JSON], the byte where the last complete line ends).
 
-    Without a file ([], 0). A kill can leave an incomplete last line, which is skipped. Raises
-    DataError, with the line's number, where a line is no `noun`: it is no JSON, or parse raises.
+    Without a file ([], 0). A kill or a full disk can leave an incomplete last line, which is
+    skipped: it begins like an object, or a crash left zeros of it. Raises DataError, with the
+    line's number, where a line is no `noun`: it is no JSON, or parse raises.
     """
     found, end = [], 0
     if not os.path.exists(path):
         return found, end
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            row = None
             try:
-                found.append(parse(json.loads(line)))
+                row = json.loads(line)
+                found.append(parse(row))
             except WRONG_FORM as error:
-                if not line.endswith(b"\n"):
+                if row is None and line[:1] in (b"{", b"\0") and not line.endswith(b"\n"):
                     break
                 raise DataError(
                     f"{path}, line {number} is no {noun} ({error!r}); fix or delete that line"
@@ -337,19 +561,26 @@ def growing(path, parse: Callable, noun: str):
     read_lines does.
     """
     Path(path).parent.mkdir(exist_ok=True)
-    with open(path, "a+b") as file:
+    with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another run is writing to {path}; wait for it") from None
+        except OSError:  # a network's file system without locks
+            pass
         found, end = read_lines(path, parse, noun)
         file.truncate(end)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             file.write(b"\n")  # an editor removed it
 
         def append(rows):
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-            file.flush()
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            data = lines.encode(errors="backslashreplace")  # JSON's way to write a lone surrogate
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
         yield found, append
 
@@ -360,6 +591,7 @@ def go_ahead(yes: bool) -> str | None:
         return None
     if not sys.stdin.isatty():
         return "there is nobody to ask whether to start; add --yes"
-    if input("Start? [y/N] ").strip().lower() not in ("y", "yes"):
-        return "not started"
-    return None
+    with suppress(EOFError):
+        if input("Start? [y/N] ").strip().lower() in ("y", "yes"):
+            return None
+    return "not started"

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoring.captions import CaptionMetric, checked, cider_d
+from scoring.llm import WRONG_FORM
 from scoring.ptb import cached_tokens
 
 JAR = "spice-1.0.jar"
@@ -82,13 +84,24 @@ def run_java(command: list[str], timeout: float, out: Path, err: Path) -> None:
         ran = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, timeout=timeout
         )
+    if ran.returncode == -signal.SIGKILL:
+        raise ValueError("Java was killed: too little memory?")
     if ran.returncode:
         raise ValueError(f"Java ended with code {ran.returncode}")
 
 
+def last_words(*printed: Path) -> str:
+    """The error that Java printed, else its last line, in one line."""
+    texts = [path.read_text("utf-8", "replace") for path in printed if path.exists()]
+    lines = [line for text in texts for line in map(str.strip, text.split("\n")) if line]
+    errors = [i for i, line in enumerate(lines) if re.search(r"(Error|Exception)\b", line)]
+    start = errors[0] if errors else max(len(lines) - 1, 0)
+    return " ".join(" ".join(lines[start:]).split())[:300] or "nothing"
+
+
 def read_items(path: Path):
     """(mean, number, {id: score}) of the captions, as SPICE writes them with -out."""
-    rows = json.loads(path.read_text())
+    rows = json.loads(path.read_bytes())
     scores = {row["image_id"]: float(row["scores"]["All"]["f"]) for row in rows}
     return sum(scores.values()) / max(len(scores), 1), len(scores), scores
 
@@ -106,31 +119,35 @@ def read_printed(text: str):
 def run_spice(command: tuple[str, ...], engine: bool, timeout: float, captions: str, n: int):
     """(mean, {id: score}) of n captions, given as SPICE's input; None without an engine.
 
-    Raises RuntimeError with Java's last words where the run fails, hangs or gives no score.
+    Raises RuntimeError, in one line, where the run fails, hangs or gives no score.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, result, out, err = (
-            Path(folder, name) for name in ("in.json", "out.json", "stdout", "stderr")
-        )
-        source.write_text(captions)
-        command = [*command, str(source), *(["-out", str(result)] if engine else [])]
-        try:
-            run_java(command, timeout, out, err)
-            if engine:
-                mean, count, scores = read_items(result)
-            else:
-                mean, count, scores = read_printed(out.read_text(errors="replace"))
-            if count != n or not 0 <= mean <= 1:
-                raise ValueError(f"read a mean of {mean} over {count} captions")
-        except (ValueError, TypeError, KeyError, OSError, subprocess.TimeoutExpired) as error:
-            why = error
-            if isinstance(error, subprocess.TimeoutExpired):
-                why = "out of time: give a longer timeout"
-            said = [path.read_text(errors="replace").strip() for path in (err, out)]
-            raise RuntimeError(
-                f"SPICE gave no score for {n} captions ({why}): {shlex.join(command)}\n"
-                f"{(said[0] or said[1])[-800:]}"
-            ) from error
+    said = "nothing"
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            source, result, out, err = (
+                Path(folder, name) for name in ("in.json", "out.json", "stdout", "stderr")
+            )
+            source.write_text(captions)
+            command = (*command, str(source), *(["-out", str(result)] if engine else []))
+            try:
+                run_java(command, timeout, out, err)
+                if engine:
+                    mean, count, scores = read_items(result)
+                else:
+                    mean, count, scores = read_printed(out.read_text("utf-8", "replace"))
+                if count != n or not 0 <= mean <= 1:
+                    raise ValueError(f"read a mean of {mean} over {count} captions")
+            except Exception:
+                said = last_words(err, out)
+                raise
+    except (*WRONG_FORM, OSError, subprocess.TimeoutExpired) as error:
+        why = error
+        if isinstance(error, subprocess.TimeoutExpired):
+            why = "out of time: give a longer timeout"
+        raise RuntimeError(
+            f"SPICE gave no score for {n} captions ({why}). Java said: {said}. "
+            f"The command was: {shlex.join(command)}"
+        ) from error
     return mean, scores
 
 

@@ -22,7 +22,6 @@ import argparse
 import os
 import random
 import re
-import sys
 from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import closing
@@ -31,7 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from disk import DataError
+from disk import DataError, command
 from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
 from shards.audiotia import label_sets
 
@@ -334,6 +333,11 @@ def main(argv=None):
     option("--endpoint", help=f"OpenAI-compatible; default {OPENAI}")
     option("--model", help="the endpoint's model; default gpt-4o-mini, the paper's")
     option("--local", help="a transformers model with a chat template, instead of an endpoint")
+    option(
+        "--max-tokens",
+        type=int,
+        help=f"of an answer; default {MAX_TOKENS}; a model that thinks needs more",
+    )
     option("--workers", type=int, default=8, help="requests at once; --local: prompts in a batch")
     option("--price-in", type=float, default=0, help="dollars per million tokens in")
     option("--price-out", type=float, default=0, help="dollars per million tokens out")
@@ -342,14 +346,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.local and (args.endpoint or args.model):
         parser.error("--local takes neither --endpoint nor --model")
-    if any(n is not None and n < 1 for n in (args.per_label, args.limit, args.workers)):
-        parser.error("--per-label, --limit and --workers must be at least 1")
-    try:
-        sys.exit(run(args))
-    except KeyboardInterrupt:
-        sys.exit("describe.py: stopped; run the same command again to resume")
-    except (DataError, OSError) as e:
-        sys.exit(f"describe.py: {e}")
+    numbers = args.per_label, args.limit, args.workers, args.max_tokens
+    if any(n is not None and n < 1 for n in numbers):
+        parser.error("--per-label, --limit, --workers and --max-tokens must be at least 1")
+    run(args)
 
 
 def spent(tokens_in: int, tokens_out: int, args) -> str:
@@ -358,24 +358,24 @@ def spent(tokens_in: int, tokens_out: int, args) -> str:
     return f"{tokens_in:,} tokens in, {tokens_out:,} out{price}"
 
 
-def run(args) -> str | None:
-    """Plans, estimates, asks whether to start, describes. Returns the failure, if any."""
+def run(args) -> None:
+    """Plans, estimates, asks whether to start, describes. Raises DataError if it is not done."""
     plans, total = make_plans(args)
     if not total["requests"]:
         print("nothing to do")
-        return None
+        return
     print(
         f"about {total['requests']:,} requests, {spent(total['in'], total['out'], args)}, "
         "and some more to replace unfit ones"
     )
-    refused = go_ahead(args.yes)
-    if refused:
-        return f"describe.py: {refused}"
+    if refused := go_ahead(args.yes):
+        raise DataError(refused)
+    max_tokens = args.max_tokens or MAX_TOKENS
     if args.local:
-        ask = Local(args.local, TEMPERATURE, MAX_TOKENS)
+        ask = Local(args.local, TEMPERATURE, max_tokens)
     else:
         url, model = args.endpoint or OPENAI, args.model or "gpt-4o-mini"
-        ask = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"), TEMPERATURE, MAX_TOKENS)
+        ask = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"), TEMPERATURE, max_tokens)
     missing = 0
     try:
         for path, plan in plans.items():
@@ -386,10 +386,7 @@ def run(args) -> str | None:
         if not args.local:
             ask.stopped.set()  # threads that wait to retry need not delay the exit
     if missing:
-        return (
-            f"describe.py: {missing:,} descriptions missing; run the same command to request them"
-        )
-    return None
+        raise DataError(f"{missing:,} descriptions missing; run the same command to request them")
 
 
 def make_plans(args) -> tuple[dict[Path, Counter], Counter]:
@@ -421,4 +418,5 @@ def print_report(report: Report, path: Path, plan: Counter, args):
 
 
 if __name__ == "__main__":
-    main()
+    with command("describe.py"):
+        main()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from servers import KEY
 
+import disk
 import shards.describe as module
 from disk import DataError
 from scoring.llm import Endpoint, LLMError, Local, Unanswered
@@ -61,7 +62,7 @@ def rows(path):
     """The file's lines; fails on half a line, and on two descriptions that are the same."""
     data = Path(path).read_bytes()
     assert data.endswith(b"\n") or not data
-    found = [json.loads(line) for line in data.decode().splitlines()]
+    found = [json.loads(line) for line in data.decode().split("\n") if line]
     assert len({" ".join(words(r["text"])) for r in found}) == len(found)
     return found
 
@@ -246,7 +247,9 @@ def test_a_new_description_now_and_then_is_progress(tmp_path):
 
 def test_later_calls_say_so_and_differ_and_echoes_of_the_prompt_do_not_count(server, tmp_path):
     echo = EXAMPLES[DOG].split("\n")[0]
-    server.good = lambda labels, n, k: f"{echo}\nA {labels[0]} calls {k} times." if k != 2 else ""
+    server.good = lambda labels, n, k: (
+        f"{echo}\nA {labels[0]} calls {k} times." if k != 2 else "None."
+    )
     report = describe(Counter({CAT: 5}), endpoint(server), tmp_path / "a.jsonl", "m", workers=1)
     asked = [r[2]["messages"][1]["content"] for r in server.requests]
     assert (
@@ -254,7 +257,7 @@ def test_later_calls_say_so_and_differ_and_echoes_of_the_prompt_do_not_count(ser
         and "already" not in asked[0]
         and all("write others" in a for a in asked[1:])
     )
-    assert echo in asked[0] and report.dropped == {"duplicate": 5}
+    assert echo in asked[0] and report.dropped == {"duplicate": 5, "too short": 1}
     assert echo not in prompt(DOG, 3)[1]["content"]  # an example for these labels would be copied
 
 
@@ -483,14 +486,10 @@ def command(server, tmp_path, monkeypatch, capfd):
 
     def run(*args):
         with pytest.raises(SystemExit) as e:
-            main(
-                [
-                    *args,
-                    "--root",
-                    str(tmp_path),
-                    *([] if "--local" in args else ["--endpoint", server.url, "--model", "m"]),
-                ]
-            )
+            where = [] if "--local" in args else ["--endpoint", server.url, "--model", "m"]
+            with disk.command("describe.py"):
+                main([*args, "--root", str(tmp_path), *where])
+            sys.exit()  # with code None
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
 
@@ -546,6 +545,51 @@ def test_per_label_and_limit(command, tmp_path):
     assert counts(tmp_path / "descriptions" / "farm.jsonl") == {DOG: 2}
 
 
+def test_a_model_that_thinks_needs_more_tokens(command, server):
+    server.refuses = ["o-series tokens"]
+    empty = {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
+    good = server.answer
+    server.answer = lambda body, k: empty if body["max_completion_tokens"] < 5000 else good(body, k)
+    module_endpoint = module.Endpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Endpoint", lambda *args: module_endpoint(*args, backoff=0.01))
+        code, out = command("sky", "--yes")
+    assert "1 requests in a row failed" in code and "raise max_tokens" in code
+    assert "\n" not in code and out.count("takes max_completion_tokens") == 1
+    assert command("sky", "--yes", "--max-tokens", "5000")[0] is None
+    assert command("sky", "--max-tokens", "0")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (KeyboardInterrupt(), 130, "describe.py: interrupted; the same command goes on"),
+        (OSError(28, "No space left on device", "a.jsonl"), None, "a.jsonl: the disk is full"),
+    ],
+)
+def test_an_end_midway_is_one_line_and_goes_on(
+    command, tmp_path, monkeypatch, error, code, message
+):
+    def broken(self, labels, n, answer, take=module.Progress.take):
+        if self.report.requests:
+            raise error
+        return take(self, labels, n, answer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Progress, "take", broken)
+        found, out = command("farm", "--yes", "--workers", "1")
+    assert message in f"{found} {out}" and (code is None or found == code)
+    assert counts(tmp_path / "descriptions" / "farm.jsonl") == {DOG: 20}
+    assert command("farm", "--yes")[0] is None
+    assert counts(tmp_path / "descriptions" / "farm.jsonl") == {DOG: 30, CAT: 1}
+
+
+def test_labels_with_odd_characters_are_found_again(tmp_path):
+    path, odd = tmp_path / "a.jsonl", ("dog\u2028pack \udc80",)
+    describe(Counter({odd: 1}), ask_text(["A dog pack growls at home."]), path, "m")
+    assert read(path) == {odd: 1} and counts(path) == {odd: 1}
+
+
 def test_the_command_says_what_is_missing_and_fails(command, server):
     server.good = lambda labels, n, k: f"A {labels[0]} calls once.\nA pink {labels[0]} calls."
     code, out = command("farm", "--yes", "--workers", "1")
@@ -573,6 +617,14 @@ def test_the_script_finds_the_project_from_anywhere(tmp_path):
         [sys.executable, "-m", module.__name__, "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert out.returncode == 0 and "--per-label" in out.stdout, out.stderr
+    out = subprocess.run(
+        [sys.executable, "-m", module.__name__, "esc50", "--root", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 1 and out.stderr.startswith("describe.py: "), out.stderr
+    assert out.stderr.count("\n") == 1
 
 
 def test_the_estimate_counts_only_what_is_missing():

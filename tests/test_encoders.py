@@ -7,6 +7,7 @@ from servers import KEY
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from disk import DataError
 from scoring.encoders import text_encoder
 
 TEXTS = ["dog", "cat", "A cow calls near a river", "dog"]
@@ -81,6 +82,21 @@ def test_claps_own_tower_computes_in_float64_and_stays_as_it_was(tokenizer):
     torch.testing.assert_close(rows, alone, rtol=0, atol=1e-14)
     assert rows.dtype == torch.float64 and clap.encode_text(TEXTS).dtype == torch.float32
     torch.testing.assert_close(rows.float(), clap.encode_text(TEXTS), rtol=0, atol=1e-6)
+
+
+def test_a_model_that_cannot_be_loaded_is_named_in_one_line(tmp_path):
+    for name in (str(tmp_path / "nowhere"), str(tmp_path)):  # missing; without a model
+        with pytest.raises(DataError, match="the text encoder .*; get it first") as e:
+            text_encoder(name, None)
+        assert "\n" not in str(e.value) and name in str(e.value)
+
+
+def test_lone_surrogates_are_taken_by_all(folders, tokenizer):
+    odd = ["a dog \ud83d", "a dog ?"]
+    clap = small_clap(tokenizer)
+    for encode in (text_encoder(folders["clip"], None), text_encoder("clap", lambda: clap)):
+        rows = encode(odd)
+        torch.testing.assert_close(rows[0], rows[1])
 
 
 @pytest.mark.parametrize("name, width", [("sentences", 16), ("clip", 8)])

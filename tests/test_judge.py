@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import threading
 import time
 import types
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from servers import KEY
 
+import disk
 from disk import DataError
 from scoring import judge as module
 from scoring.judge import (
@@ -533,7 +536,8 @@ def command(server, tmp_path, monkeypatch, capfd):
 
     def run(*args, where=("--endpoint", server.url, "--model", "m")):
         with pytest.raises(SystemExit) as e:
-            main([*args, *where])
+            with disk.command("judge.py"):
+                main([*args, *where])
             sys.exit()  # with code None
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
@@ -573,8 +577,9 @@ def test_the_command_asks_before_it_starts(command, server, monkeypatch):
 
 
 def test_the_command_names_what_is_unreadable_and_what_lacks(command, server):
+    cut = {"choices": [{"message": {"content": "8 1"}, "finish_reason": "length"}]}
     server.answer = lambda body, k: (
-        {0: "Both are fine.", 1: ""}.get(shown(body)[0], "8 2")
+        {0: "Both are fine.", 1: cut}.get(shown(body)[0], "8 2")
         if shown(body)[1] == "model first"
         else "2 4"
     )
@@ -635,6 +640,73 @@ def test_the_command_with_a_local_model(command, random_llms, monkeypatch):
     monkeypatch.setattr(module, "Local", lambda *args: local)
     code, out = command("music.x1.jsonl", "--yes", where=("--local", name))
     assert code is None and "model 5.500, reference 5.500 on 1 of 1" in out
+
+
+def test_a_judge_of_another_dialect_is_named_once(command, server):
+    server.refuses = ["o-series tokens", "o-series temperature"]
+    code, out = command("sound.jsonl", "--yes", "--workers", "1")
+    assert code is None and len(server.requests) == 6 + 2 and "0 unparsable, 0 missing" in out
+    assert out.count("asked so from now on") == 2 and "a judge is not greedy" in out
+
+
+def test_an_empty_or_refused_verdict_is_missing_and_said(command, server, monkeypatch):
+    monkeypatch.setattr(module, "Endpoint", lambda *args: Endpoint(*args, tries=2, backoff=0.01))
+    empty = {"choices": [{"message": {"content": ""}, "finish_reason": "length"}]}
+    refused = {"choices": [{"message": {"content": None, "refusal": "I cannot judge."}}]}
+    server.answer = lambda body, k: {0: empty, 1: refused}.get(shown(body)[0], "2 4")
+    code, out = command("sound.jsonl", "--yes", "--workers", "1")
+    assert code.startswith("judge.py: 4 verdicts missing")
+    assert "no verdict: -air.0, model first: " in out and "raise max_tokens" in out
+    assert "no verdict: -air.1, model first: " in out and "refuses: 'I cannot judge.'" in out
+    server.answer = fair
+    assert command("sound.jsonl", "--yes")[0] is None and len(server.requests) == 2 + 4 + 2 + 4
+
+
+def start(server, *args, **kwargs):
+    """The command in a process, with its output in pipes."""
+    where = "--endpoint", server.url, "--model", "m", "--yes"
+    command = [sys.executable, "-m", module.__name__, *args, *where]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_and_keeps_the_verdicts(server, tmp_path):
+    source, path = write(tmp_path / "a.jsonl", [item(i) for i in range(9)]), tmp_path / "v.jsonl"
+    server.answer, server.gate, path = fair, 10, verdicts_path(source)
+    process = start(server, str(source))
+    while not (path.exists() and path.read_bytes().count(b"\n") == 10):
+        assert process.poll() is None
+        time.sleep(0.005)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)  # eight requests wait for an answer
+    _, said = process.communicate()
+    assert process.returncode == 130 and time.monotonic() - began < 60
+    last = said.strip().split("\n")[-1]
+    assert last == "judge.py: interrupted; the same command goes on from what it has"
+    assert "Traceback" not in said and len(lines(path)) == 10
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_closed_pipe_lose_no_verdict(server, tmp_path):
+    source = write(tmp_path / "a.jsonl", [item(i) for i in range(9)])
+    path, server.answer = verdicts_path(source), fair
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500, 500))
+    process = start(server, str(source), "--workers", "1", preexec_fn=full)
+    _, said = process.communicate()
+    last = said.strip().split("\n")[-1]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert last.startswith(f"judge.py: {path}: the disk is full (File too large)")
+    kept = path.read_bytes()
+    assert len(kept) == 500 and kept.count(b"\n") >= 2
+    process = start(server, str(source))
+    process.stdout.close()  # as `| head` does
+    said = process.stderr.read()
+    assert process.wait() == 141 and "Traceback" not in said and "Error" not in said
+    assert start(server, str(source)).communicate()[0].endswith("judge m\n")
+    assert len(lines(path)) == 18 <= len(server.requests) <= 19 + 8
+    assert path.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
 
 
 @pytest.mark.slow

@@ -1,13 +1,20 @@
 """llm.py against a real HTTP server on the loopback address, and real (tiny, random) models."""
 
+import base64
+import fcntl
+import gzip
 import json
 import re
+import resource
+import struct
 import threading
 import time
+import types
+from email.utils import formatdate
 
 import pytest
 from conftest import gpt2
-from servers import KEY
+from servers import KEY, REFUSALS, openai, vllm
 
 from disk import DataError
 from scoring.llm import (
@@ -16,6 +23,7 @@ from scoring.llm import (
     Local,
     Unanswered,
     answers,
+    go_ahead,
     growing,
     local_name,
     read_lines,
@@ -160,6 +168,258 @@ def test_an_address_or_key_that_cannot_be_used_is_refused(url, key):
     assert "sk-1" not in str(e.value) and Endpoint("http://a", "m", "sk-1\n").key == "sk-1"
 
 
+def reply(content, finish="stop", **message):
+    return {"choices": [{"message": {"content": content, **message}, "finish_reason": finish}]}
+
+
+# --- dialects ---
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refused_part_is_asked_for_in_the_other_dialect(server, capsys, name):
+    server.refuses, ask = [name], endpoint(server, temperature=0, max_tokens=64)
+    pauses = pauses_of(ask)
+    assert ask(CHAT)[0] == "answer 1" and ask(CHAT)[0] == "answer 2"  # asked so from now on
+    assert not pauses and len(server.requests) == 3
+    body, said = server.requests[-1][2], capsys.readouterr().err
+    assert body == server.requests[1][2]
+    whole = {"model": "m", "messages": CHAT, "temperature": 0, "max_tokens": 64}
+    if "tokens" in name:
+        del whole["max_tokens"]
+        assert body == whole | {"max_completion_tokens": 64}
+        assert "takes max_completion_tokens" in said
+    elif "system" in name:
+        text = "Be brief.\n\nWhat is heard?"
+        assert body == whole | {"messages": [{"role": "user", "content": text}]}
+        assert "takes no system message" in said
+    else:
+        assert body == {key: value for key, value in whole.items() if key != "temperature"}
+        assert "takes no temperature" in said and "not greedy" in said
+    host = server.url.removeprefix("http://").removesuffix("/v1")
+    assert said.count("\n") == 1 and said.startswith(f"{host}: m takes ")
+
+
+def test_several_dialects_are_learned_by_one_request_with_one_try(server, capsys):
+    server.refuses = ["o-series tokens", "o-series temperature", "o1 system"]
+    assert endpoint(server, temperature=0, tries=1)(CHAT)[0] == "answer 3"
+    assert set(server.requests[-1][2]) == {"model", "messages", "max_completion_tokens"}
+    assert capsys.readouterr().err.count("asked so from now on") == 3
+
+
+def test_a_dialect_is_said_once_by_all_threads(server, capsys):
+    server.refuses, together = ["o-series tokens"], threading.Barrier(4)
+    ask, numbers, send = endpoint(server), iter(range(4)), Endpoint.send
+
+    def at_once(self, url, body):
+        if "max_tokens" in body:
+            together.wait()  # all four are refused
+        return send(self, url, body)
+
+    ask.send = at_once.__get__(ask)
+    found = list(answers(ask, lambda: next(((i, CHAT) for i in numbers), None), 4))
+    assert len(found) == 4 and all(isinstance(answer, tuple) for _, answer in found)
+    assert capsys.readouterr().err.count("\n") == 1 and len(server.requests) == 8
+
+
+def test_a_refusal_in_every_dialect_ends(server, capsys):
+    server.script = [(400, {}, REFUSALS["o-series tokens"][2])] * 9
+    with pytest.raises(LLMError, match="400.*Unsupported parameter"):
+        endpoint(server)(CHAT)
+    assert len(server.requests) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (
+            400,
+            openai(
+                "max_tokens is too large: 9999. This model supports at most 4096 tokens",
+                "max_tokens",
+                "invalid_value",
+            ),
+        ),
+        (400, {"error": "unknown " + "word " * 30 + "temperature"}),  # of a request repeated
+        (400, {"error": "temperature " + "word " * 30 + "unknown"}),
+        (404, REFUSALS["o-series tokens"][2]),
+        (400, openai("Unsupported parameter: 'input'", "input", "unsupported_parameter")),
+    ],
+    ids=["too large", "far", "far before", "404", "another"],
+)
+def test_other_errors_change_no_dialect(server, capsys, status, body):
+    server.script, ask = [(status, {}, body)], endpoint(server)
+    with pytest.raises(LLMError, match=str(status)):
+        ask(CHAT)
+    assert len(server.requests) == 1 and not ask.spoken and not capsys.readouterr().err
+    server.script = [(400, {}, REFUSALS["o-series temperature"][2])]
+    with pytest.raises(LLMError, match="400"):
+        ask.embed(["a"])  # which has no temperature
+    assert not ask.spoken
+
+
+# --- answers of other forms ---
+
+
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (reply([{"type": "text", "text": "8 "}, {"type": "text", "text": "7"}]), "8 7"),
+        (reply([{"type": "reasoning", "text": "9 9"}, {"type": "output_text", "text": "8"}]), "8"),
+        (
+            reply(
+                [{"type": "thinking", "thinking": [{"type": "text", "text": "9"}]}, {"text": "8"}]
+            ),
+            "8",
+        ),
+        (reply("8 7", reasoning_content="Is it 9 9?", reasoning="9 9", refusal=None), "8 7"),
+        ({"choices": [{"text": "8 7", "finish_reason": "stop"}]}, "8 7"),
+        ({"error": None, **reply("8 7")}, "8 7"),
+        (reply("8\ud83d7"), "87"),
+    ],
+    ids=["parts", "reasoning part", "thinking part", "reasoning", "legacy", "error null", "half"],
+)
+def test_the_text_of_answers_in_many_forms(server, data, text):
+    server.script = [(200, {}, data)]
+    assert endpoint(server)(CHAT) == (text, {})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        reply("", "length"),
+        reply(None, "length", reasoning_content="Hm, the first"),
+        reply("<think>Hm, the first", "length"),
+        reply(" \n", "stop"),
+        reply([{"type": "reasoning", "text": "Hm"}], "length"),
+        reply(None, "content_filter"),
+    ],
+)
+def test_an_empty_answer_is_asked_for_again_a_little(server, data):
+    server.script, ask = [(200, {}, data)], endpoint(server)
+    pauses = pauses_of(ask)
+    assert ask(CHAT)[0] == "answer 1" and len(pauses) == 1
+    server.script = [(200, {}, data)] * 9
+    with pytest.raises(Unanswered, match="after 3 tries.*empty answer.*raise max_tokens") as e:
+        endpoint(server, tries=6, backoff=0.01)(CHAT)
+    assert data["choices"][0]["finish_reason"] in str(e.value) and len(server.requests) == 2 + 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        reply(None, refusal="I can't help\nwith that."),
+        reply([{"type": "refusal", "refusal": "I can't help\nwith that."}]),
+    ],
+)
+def test_a_refusal_of_the_model_is_quoted_and_not_retried(server, data):
+    server.script = [(200, {}, data)] * 2
+    with pytest.raises(Unanswered, match=r"refuses: \"I can't help\\nwith that") as e:
+        endpoint(server)(CHAT)
+    assert len(server.requests) == 1 and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "status, body",
+    [
+        (400, openai("filtered by Azure OpenAI's content management policy", "prompt", "")),
+        (400, openai("The maximum context length is 8192 tokens", "messages", "")),
+        (400, openai("too long", "messages", "context_length_exceeded")),
+        (200, openai("too long: maximum context length", "messages", 400)),
+    ],
+)
+def test_an_error_about_one_text_leaves_the_others_to_be_asked(server, status, body):
+    server.script = [(status, {}, body)]
+    with pytest.raises(Unanswered, match="refuses this request: 400"):
+        endpoint(server)(CHAT)
+    assert len(server.requests) == 1 and endpoint(server)(CHAT)[0] == "answer 1"
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (openai("You exceeded your quota", None, "insufficient_quota", "insufficient_quota"), 402),
+        (openai("Incorrect API key", None, "invalid_api_key"), 401),
+        (openai("Insufficient credits", None, 402), 402),
+        (openai("no such model", None, "model_not_found"), 404),
+        (openai("no", None, None, "authentication_error"), 401),
+        (vllm("The model `m` is not right."), 400),
+    ],
+)
+def test_an_error_within_status_200_is_permanent_where_its_status_would_be(server, error, status):
+    server.script = [(200, {}, error)] * 2
+    with pytest.raises(LLMError, match=f"refuses: {status}, in a reply of status 200") as e:
+        endpoint(server)(CHAT)
+    assert not isinstance(e.value, Unanswered) and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [429, "503", "rate_limit_exceeded", None])
+def test_an_error_within_status_200_that_passes_is_retried(server, code):
+    server.script = [(200, {}, openai("later", None, code, "server_error"))]
+    assert endpoint(server)(CHAT)[0] == "answer 1"
+
+
+def test_bodies_are_unpacked_joined_and_decoded(server):
+    text = json.dumps(reply("café 犬"), ensure_ascii=False)
+    latin = json.dumps(reply("café"), ensure_ascii=False).encode("latin-1")
+    kind, chunks = "application/json; charset=", text.encode().partition(b"caf")
+    parts = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    chunked = {"Transfer-Encoding": "chunked", "Content-Length": None}
+    server.script = [
+        (200, {"Content-Encoding": "gzip"}, gzip.compress(text.encode())),
+        (200, {}, gzip.compress(text.encode())[:-9]),
+        (200, chunked, parts[:40]),
+        (200, chunked, parts),
+        (200, {}, b"\xef\xbb\xbf" + text.encode()),
+        (200, {"Content-Type": kind + "iso-8859-1"}, latin),
+        (200, {"Content-Type": kind + "nonsense"}, text),
+        (200, {}, latin),
+    ]
+    ask = endpoint(server)
+    assert [ask(CHAT)[0] for _ in range(6)] == ["café 犬"] * 3 + ["café", "café 犬", "caf\ufffd"]
+    assert not server.script  # two were broken off, and asked for again
+
+
+def test_a_web_page_is_retried_and_named_in_one_line(server):
+    server.script = [(200, {}, "<!DOCTYPE html>\n<html>\n<p>Log in</p>")] * 2
+    with pytest.raises(Unanswered, match="is it a web page's address.*<p>Log in</p>") as e:
+        endpoint(server, tries=2)(CHAT)
+    assert "\n" not in str(e.value)
+
+
+def test_lone_surrogates_are_not_sent(server):
+    endpoint(server)([{"role": "user", "content": "a \ud83d dog\u2028 犬"}])
+    assert server.requests[0][2]["messages"][0]["content"] == "a ? dog\u2028 犬"
+
+
+NOON = "Wed, 21 Oct 2015 12:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    "headers, least, most",
+    [
+        ({"Retry-After": "Wed, 21 Oct 2015 12:00:30 GMT", "Date": NOON}, 30, 30),
+        ({"Retry-After": "Wed Oct 21 12:00:30 2015", "Date": NOON}, 30, 30),
+        ({"Retry-After": "Wed, 21 Oct 2015 14:00:30 +0200", "Date": NOON}, 30, 30),
+        ({"Retry-After": "Thu, 22 Oct 2015 12:00:00 GMT", "Date": NOON}, 600, 600),
+        ({"Retry-After": "Wed, 21 Oct 2015 11:00:00 GMT", "Date": NOON}, 0, 0.1),
+        ({"Retry-After": NOON}, 0, 0.1),  # of 2015
+        ({"Retry-After": "SOON + 40"}, 35, 40),
+        ({"Retry-After": "SOON + 40", "Date": "Wed, 99 Foo 2015"}, 35, 40),
+        ({"Retry-After": "-5"}, 0, 0.1),
+        ({"Retry-After": "9" * 400}, 600, 600),
+        ({"Retry-After-Ms": "1500", "Retry-After": "2"}, 1.5, 1.5),
+        ({"Retry-After": "Wed, 99 Oct 99999 12:00:30 GMT"}, 0, 0.1),
+    ],
+)
+def test_a_rate_limit_may_give_a_date(server, headers, least, most):
+    soon = formatdate(time.time() + 40, usegmt=True)
+    headers = {name: value.replace("SOON + 40", soon) for name, value in headers.items()}
+    server.script, ask = [(429, headers, "slow down")], endpoint(server)
+    pauses = pauses_of(ask)
+    assert ask(CHAT)[0] == "answer 1"
+    assert least <= pauses[0] <= most
+
+
 def test_thoughts_and_a_cut_last_line_are_left_out(server):
     def said(text, finish="stop"):
         server.script = [
@@ -179,7 +439,7 @@ def test_thoughts_and_a_cut_last_line_are_left_out(server):
     assert said("<think>Hm.\nHm.</think>8 7\nso") == ("8 7\nso", {})
     assert said("8 7\nthe fir", "length") == ("8 7\n", {})
     assert said("8 1", "length") == ("", {})
-    assert said(None) == ("", {})
+    assert said("Hm, 9 1?\nNo.</think>8 7") == ("8 7", {})  # the prompt held <think>
     assert whole_lines("<think>never ends", False) == ""
 
 
@@ -244,6 +504,19 @@ def test_embeddings_come_in_batches_and_in_order(server):
 def test_embeddings_are_asked_for_again(server, trouble):
     server.answer, server.script = shuffled, [trouble]
     assert endpoint(server).embed(["a", "bc"]) == [[1, 0], [2, 1]] and len(server.requests) == 2
+
+
+def test_embeddings_in_base64_and_without_an_index(server):
+    packed = base64.b64encode(struct.pack("<2f", 0.5, -2)).decode()
+    server.answer = lambda body, k: {
+        "data": [{"embedding": packed}, {"index": None, "embedding": [1, 2]}]
+    }
+    assert endpoint(server).embed(["a", "b"]) == [[0.5, -2], [1, 2]]
+    server.answer = lambda body, k: {"data": [{"index": 0, "embedding": packed[:-3]}]}
+    for broken in (packed[:-3], packed[:4], "0.5, -2"):
+        server.script = [(200, {}, {"data": [{"index": 0, "embedding": broken}]})]
+        with pytest.raises(Unanswered, match="not what /embeddings should give"):
+            endpoint(server, tries=1).embed(["a"])
 
 
 def test_embeddings_that_cannot_be_had(server):
@@ -332,6 +605,80 @@ def test_a_file_grows_and_half_a_line_is_dropped(tmp_path):
     assert path.read_text() == '{"n": 1}\n{}\n{"n": 2}\n'
 
 
+def limited(size):
+    """Files cannot grow beyond this size, as on a full disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+
+def test_a_full_disk_loses_only_the_line_that_did_not_fit(tmp_path):
+    path, number = tmp_path / "a.jsonl", lambda row: row["n"]
+    with growing(path, number, "number") as (found, append):
+        append([{"n": 1}])
+        limited(14)
+        try:
+            with pytest.raises(OSError, match="a.jsonl"):
+                append([{"n": 2}])
+        finally:
+            limited(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert path.read_text() == '{"n": 1}\n{"n":'
+    with growing(path, number, "number") as (found, append):
+        append([{"n": 3}])
+    assert found == [1] and path.read_text() == '{"n": 1}\n{"n": 3}\n'
+
+
+def test_lines_are_divided_at_line_feeds_alone_and_keep_odd_characters(tmp_path):
+    path, odd = tmp_path / "a.jsonl", "a\u2028b\x85c\x0bd\r\ud83d犬"
+    with growing(path, lambda row: row, "text") as (_, append):
+        append([{"text": odd}, {"text": "b"}])
+    assert path.read_bytes().decode().count("\n") == 2
+    assert read_lines(path, lambda row: row["text"], "text")[0] == [odd, "b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hello", '{"of": "another program"}', "[1, 2", "version https://git-lfs", "\xff\xfe{"],
+)
+def test_another_programs_file_is_named_and_not_cut(tmp_path, text):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    with (
+        pytest.raises(DataError, match="a.jsonl, line 1 is no number"),
+        growing(path, lambda row: row["n"], "number"),
+    ):
+        pass
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_zeros_of_a_crash_are_removed_and_deep_nesting_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + bytes(100))
+    with growing(path, lambda row: row["n"], "number") as (found, _):
+        assert found == [1] and path.read_bytes() == b'{"n": 1}\n'
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match="line 1 is no number"):
+        read_lines(path, lambda row: row["n"], "number")
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with growing(tmp_path / "a.jsonl", lambda row: row, "row") as (found, append):
+        append([{"n": 1}])
+    assert (tmp_path / "a.jsonl").read_text() == '{"n": 1}\n'
+
+
+def test_a_closed_terminal_is_no_yes(monkeypatch):
+    def closed(_):
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", closed)
+    assert go_ahead(False) == "not started" and go_ahead(True) is None
+
+
 # --- a local model ---
 
 
@@ -373,5 +720,10 @@ def test_a_local_model_that_cannot_serve_says_why(random_llms, tokenizer, tmp_pa
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(LLMError, match="chat template"):
         Local(str(tmp_path / "bare"))
+    for name in (str(tmp_path / "nowhere"), str(tmp_path)):  # missing; without a model
+        with pytest.raises(DataError, match="the model .*; get it first") as e:
+            Local(name)
+        assert "\n" not in str(e.value)
+    Local(random_llms["llama"], max_tokens=1).many([[{"role": "user", "content": "a \ud83d dog"}]])
     assert local_name(str(tmp_path / "bare") + "/") == "bare"
     assert local_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"

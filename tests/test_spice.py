@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import re
 import sys
@@ -43,6 +44,12 @@ answers = {{x[0]: x[1:] for x in {answers!r}}}
 print("Initiating Stanford parsing pipeline", "Parsing test captions", sep="\n", file=sys.stderr)
 if mode == "fail":
     sys.exit("java.lang.OutOfMemoryError: Java heap space")
+if mode == "trace":
+    print("Exception in thread main java.lang.StackOverflowError: deep", file=sys.stderr)
+    sys.exit("\tat edu.anu\n" + "\tat java.util\n" * 99 + "Caused by: x.IOException: y")
+if mode == "killed":
+    sys.stderr.flush()
+    os.kill(os.getpid(), 9)
 if mode == "hang":
     os.execv("/bin/sleep", ["sleep", "600"])
 for item in items:
@@ -68,7 +75,8 @@ if args[6:]:
     for x, a, b, c, d in list(zip(items, f, tp, fp, fn))[:images]:
         every = dict(pr=0.9, re=0.8, f=a, fn=d, numImages=1, fp=c, tp=b)
         rows.append(dict(scores=dict(All=every, Color=none), image_id=x["image_id"]))
-    open(args[7], "w").write("[1, {{" if mode == "garbage" else json.dumps(rows, indent=2))
+    odd = {{"garbage": "[1, {{", "other": "[[1]]"}}
+    open(args[7], "w").write(odd.get(mode) or json.dumps(rows, indent=2))
 print("SPICE evaluation took: 6.285 s")
 """
 NAMES = [row[0] for row in SPICE]
@@ -174,7 +182,10 @@ def test_spider_is_the_mean_of_both_and_shares_the_run(java):
     "mode, version, message",
     [
         ("fail", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
+        ("trace", "17", r"Java said: Exception in thread .*StackOverflowError: deep at edu\.anu"),
+        ("killed", "17", "Java was killed: too little memory.*Java said: Parsing test captions"),
         ("garbage", "17", "names no score"),
+        ("other", "11", "attribute|indices"),
         ("garbage", "11", "Expecting property name"),
         ("short", "17", "mean of .* over 10 captions"),
         ("short", "11", "mean of .* over 10 captions"),
@@ -186,11 +197,29 @@ def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
     metric = Spice(timeout=0.5 if mode == "hang" else None)
     metric.update(NAMES, TARGETS)
     monkeypatch.setenv("STAND_IN", mode)
-    with pytest.raises(RuntimeError, match=f"(?s)no score for 11 captions.*{message}"):
+    with pytest.raises(RuntimeError, match=f"no score for 11 captions.*{message}") as e:
         metric.compute()
+    assert "\n" not in str(e.value) and "The command was: " in str(e.value)
     monkeypatch.delenv("STAND_IN")
     metric.timeout = None
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)  # a failure is not remembered
+
+
+def test_no_room_for_its_files_is_a_run_that_fails(java, tmp_path, monkeypatch):
+    java()
+    metric = Spice()
+    metric.update(NAMES, TARGETS)
+    for trouble in ("missing", "full"):
+        with monkeypatch.context() as patch:
+            if trouble == "missing":
+                patch.setattr(module.tempfile, "tempdir", str(tmp_path / "nowhere"))
+            else:
+                patch.setattr(
+                    module.Path, "write_text", lambda *_: os.write(os.open("/dev/full", 1), b"x")
+                )
+            with pytest.raises(RuntimeError, match="no score for 11 captions.*(No such|No space)"):
+                metric.compute()
+    assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)
 
 
 def test_a_java_that_has_gone(java, tmp_path):
