@@ -35,17 +35,8 @@ import torch
 from tqdm import tqdm
 
 from disk import DataError, command
-from scoring.llm import (
-    OPENAI,
-    Endpoint,
-    Local,
-    Unanswered,
-    answers,
-    go_ahead,
-    growing,
-    local_name,
-    read_lines,
-)
+from scoring.answers import answers, go_ahead, growing, read_lines
+from scoring.llm import OPENAI, Endpoint, Local, Unanswered, local_name
 
 JUDGE = "gpt-4-0125-preview"  # AIR-Bench's
 ORDERS = ("reference first", "model first")

@@ -31,7 +31,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from disk import DataError, command
-from scoring.llm import OPENAI, Endpoint, Local, Unanswered, answers, go_ahead, growing, read_lines
+from scoring.answers import answers, go_ahead, growing, read_lines
+from scoring.llm import OPENAI, Endpoint, Local, Unanswered
 from shards.audiotia import label_sets
 
 PER_CALL = 20  # descriptions of one request

@@ -17,18 +17,8 @@ from conftest import gpt2
 from servers import KEY, REFUSALS, openai, vllm
 
 from disk import DataError
-from scoring.llm import (
-    Endpoint,
-    LLMError,
-    Local,
-    Unanswered,
-    answers,
-    go_ahead,
-    growing,
-    local_name,
-    read_lines,
-    whole_lines,
-)
+from scoring.answers import answers, go_ahead, growing, read_lines
+from scoring.llm import Endpoint, LLMError, Local, Unanswered, local_name, whole_lines
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is heard?"}]
 
