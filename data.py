@@ -38,7 +38,7 @@ from disk import DataError
 
 FIELDS = ("text", "instruction", "answer", "task", "source", "id")
 TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
-AUDIO = ("flac", "wav", "ogg", "mp3", "au")
+AUDIO = ("flac", "wav", "ogg", "mp3", "au", "opus", "aiff", "aif")
 
 
 def check(sample: dict) -> None:
