@@ -190,7 +190,7 @@ def test_questions_are_joined_to_captions(tmp_path, capsys):
     ] == [("A dog, and number 1", "What barks?", "A dog."), ("Seven", "Which?", "Seventy-seven.")]
     assert made(tmp_path / "out/openaqa")[1]["text"] in ("It rains", "It rains a", "b", "c", "d")
     assert (
-        "1 without a caption of their clip (open/2)" in out
+        "1 without a caption of their clip (open/2 (open.json, record 2))" in out
         and "1 clips of an evaluation set" in out
         and "as_final.json" in out
     )

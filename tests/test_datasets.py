@@ -291,7 +291,7 @@ def test_published_layouts(tmp_path):
         ),
         ("musicqa/FinetuneMusicQA.json", '["a"]', "musicqa"),
         ("openaqa/x.json", '["a"]', "openaqa_captions"),
-        ("macs/MACS.yaml", "files:\n- filename: x\n  annotations: [{sentence: }]\n", "macs"),
+        ("macs/MACS.yaml", "files:\n- filename: x\n  annotations: [{sentence: 5}]\n", "macs"),
         ("vocalsound/datafiles/tr.json", '{"data": [{"labels": "x"}]}', "vocalsound"),
     ],
 )
