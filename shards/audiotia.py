@@ -180,6 +180,7 @@ def samples(
     instructions = (VARIED if varied else INSTRUCTIONS).get(source.task)
     for clip in clips:
         texts = captions_of(clip) or [clip.get("text")]
+        tally.drop_blank(clip)
         for i, text in enumerate(texts):
             reason = why_dropped(clip, text, source, audio, held)
             if reason:

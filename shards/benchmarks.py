@@ -138,6 +138,7 @@ def samples(name: str, root: Root, tally: Tally) -> Iterator[dict]:
         if clip.get("drop"):
             tally.drop(clip["drop"], name_of(clip))
             continue
+        tally.drop_blank(clip)
         if benchmark.task == "cls":
             answer = ", ".join(clip["labels"])
         else:

@@ -19,7 +19,7 @@ from disk import DataError, command, read_json, seems, why
 from shards.files import Missing, is_hidden
 from shards.writer import ShardWriter, fault
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNREAD = ("m4a", "mp4", "aac", "wma", "webm", "mkv", "amr")  # libsndfile reads none of them
 MAGIC = {
     b"RIFF": "wav",
@@ -131,6 +131,12 @@ class Tally:
         self.counts[reason] += 1
         if len(self.names[reason]) < 3:
             self.names[reason].append(str(name).encode(errors="backslashreplace").decode())
+
+    def drop_blank(self, clip: dict):
+        """Counts the captions without a text of a clip that has others."""
+        if not clip.get("drop"):
+            for _ in range(clip.get("blank", 0)):
+                self.drop("captions without a text", name_of(clip))
 
     def as_dict(self) -> dict:
         return {reason: {"n": n, "first": self.names[reason]} for reason, n in self.counts.items()}
@@ -329,7 +335,7 @@ def build_all(names: list[str], build_one: Callable, asked: bool) -> int:
 
 
 def for_each(names: Iterable[str], work: Callable[[str], object]):
-    """work(name) for all names, also after one fails. A full disk ends it.
+    """work(name) for all names, also after one fails. A disk that is full or read-only ends it.
 
     Raises DataError that lists the failures, one line each.
     """

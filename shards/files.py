@@ -170,13 +170,16 @@ def reader_of(folder_name: str) -> Callable:
 def checked(clip: dict) -> dict:
     """The clip without empty captions and labels; `drop` says so where a text that it needs lacks.
 
+    `blank` counts the captions that are gone where others stay.
     Multiple choice may come without its answer: MMAU withholds those of its test.
     """
     needed = [field for field in ("caption", "captions", "question", "answer") if field in clip]
     if "choices" in clip:
         needed.remove("answer")
     if "captions" in clip:
-        clip["captions"] = captions_of(clip)
+        texts = captions_of(clip)
+        clip["blank"] = len(clip["captions"]) - len(texts)
+        clip["captions"] = texts
     if "labels" in clip:
         clip["labels"] = [label for label in clip["labels"] if has_text(label)]
     if not clip.get("drop"):

@@ -9,7 +9,6 @@ from disk import read_json
 from shards.files import (
     DataError,
     Folder,
-    captions_of,
     check_head,
     clean,
     csv_records,
@@ -35,7 +34,8 @@ def audiocaps_clips(folder, split):
     clips = {}
     for row in audiocaps(folder, split):
         known = {field: row[field] for field in ("id", "youtube", "sound", "place")}
-        clips.setdefault(row["youtube"], known | {"captions": []})["captions"] += captions_of(row)
+        clip = clips.setdefault(row["youtube"], known | {"captions": []})
+        clip["captions"].append(row["caption"])
     yield from clips.values()
 
 
