@@ -189,7 +189,7 @@ def samples(
             key = f"{clip['id']}/{i}" if len(texts) > 1 else clip["id"]
             instruction = clip.get("question")
             if not instruction:
-                draw = crc32(f"{name}/{key}".encode())
+                draw = crc32(f"{name}/{key}".encode(errors="backslashreplace"))
                 instruction = instructions[draw % len(instructions)]
             answer = ", ".join(clip["labels"]) if "labels" in clip else clip.get("answer", text)
             yield {

@@ -108,7 +108,7 @@ def read_audio(path: str | Path) -> tuple[str, bytes]:
         return "aiff", content
     if len(content) > 1 and content[0] == 0xFF and content[1] & 0xE0 == 0xE0:
         return "mp3", content
-    try:  # junk before the header, or a rarer format: the decoder decides
+    try:  # a rarer format under a known extension: the decoder decides
         sf.SoundFile(io.BytesIO(content)).close()
     except sf.LibsndfileError as e:
         problem = seems(path)
@@ -170,14 +170,14 @@ def build(
     Raises DataError on a set of another key, Missing when no sample is left, OSError.
     """
     folder = Path(out) / name
-    key = {**key, "limit": limit, "audio": sounds and sounds.fingerprint()}
+    key = {**key, "limit": limit, "audio": None if sounds is None else sounds.fingerprint()}
     index = folder / "index.json"
     if index.exists():
         return check_key(read_json(index), key, folder), False
     try:
         with ShardWriter(folder, per_shard, {name: licence}, key=key) as writer:
             if not write_all(writer, name, samples, sounds, limit, tally):
-                advice = sounds.advice() if sounds else ""
+                advice = "" if sounds is None else sounds.advice()
                 raise Missing(f"no samples. Left out: {str(tally) or 'nothing'}{advice}")
             writer.info |= {"key": key, "left_out": tally.as_dict(), **info}
     except BaseException:

@@ -109,7 +109,9 @@ def optional(root: Root, clips: Iterable) -> Iterator:
 
 def pick(captions: list[str] | None, question: str) -> str | None:
     """One of the captions, always the same for the same question; None where there are none."""
-    return captions[crc32(question.encode()) % len(captions)] if captions else None
+    if not captions:
+        return None
+    return captions[crc32(question.encode(errors="backslashreplace")) % len(captions)]
 
 
 @reader_of("clothoaqa")

@@ -190,6 +190,8 @@ def read_begun(path: Path) -> dict:
     if "key" not in begun or not all(isinstance(begun.get(f), kinds[f]) for f in kinds):
         raise DataError(f"{path} is not of the writer's form; {advice}")
     for shard in begun["shards"]:
+        if not isinstance(shard, dict) or not {"file", "n", "sha256"} <= shard.keys():
+            raise DataError(f"{path} is not of the writer's form; {advice}")
         if not (path.parent / shard["file"]).exists():
             raise DataError(f"{path} names {shard['file']}, which is gone; {advice}")
     return begun
