@@ -238,8 +238,8 @@ def index(directory: str | Path) -> list[str]:
             n += 1
         shards.append({"file": path.name, "n": n, "sha256": sha256(path)})
     if not any(shard["n"] for shard in shards):
-        problem = f"{directory}: not one sample in its {len(paths) + len(broken):,} shards"
-        raise DataError(f"{problem}{dotted(paths)}. Shards and members: {'; '.join(broken[:5])}")
+        problem = f"{directory}: not one sample in its {len(paths):,} shards{dotted(paths)}"
+        raise DataError("; ".join([problem, *broken[:5]]))
     info = {"sources": dict(sources), "tasks": dict(tasks), "licences": {}, "vectors": None}
     write_index(directory, shards, **info, command=command_line())
     return broken
