@@ -121,7 +121,10 @@ def is_hidden(path: Path) -> bool:
 
 
 class Clips:
-    """The clips that a reader yields. Iterating reads the files anew, and so does len()."""
+    """The clips that a reader yields. Iterating reads the files anew, and so does len().
+
+    list(clips) asks for the length first, and so reads twice.
+    """
 
     def __init__(self, read: Callable[[], Iterator]):
         self.read = read

@@ -156,6 +156,9 @@ def test_sounds_are_found_by_name(tmp_path):
         and sounds.find("y") is None
     )
     assert sounds.find("x").endswith("fold1/x.wav")  # of equal size: copies
+    (tmp_path / "fold3").mkdir()
+    (tmp_path / "fold3/x.wav").symlink_to(tmp_path / "nowhere")
+    assert Sounds(tmp_path).find("x").endswith("fold1/x.wav")
     write(tmp_path / "fold2/x.wav", "longer than the other")
     with pytest.raises(DataError, match="x is there 2 times"):
         sounds.find("x")
