@@ -14,10 +14,10 @@ from pathlib import Path
 import soundfile as sf
 from tqdm import tqdm
 
-from data import AUDIO, check
+from data import AUDIO
 from disk import DataError, command, read_json, seems, why
 from shards.files import Missing, is_hidden
-from shards.writer import ShardWriter, fault
+from shards.writer import ShardWriter
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 UNREAD = ("m4a", "mp4", "aac", "wma", "webm", "mkv", "amr")  # libsndfile reads none of them
@@ -210,29 +210,19 @@ def write_all(writer, name, samples, sounds, limit, tally) -> int:
             if n == limit:
                 break
             names, audio = sample.pop("sound", ()), None
-            where = name_of(sample)
-            sample.pop("place", None)
-            problem = fault(sample) or misfit(sample)
-            if problem:
-                tally.drop("that cannot be written", f"{where}: {problem}")
-                continue
+            place = sample.pop("place", None)
             if sounds is not None:
                 audio = audio_of(sample["id"], names, sounds, tally)
                 if audio is None:
                     continue
-            writer.write(sample, audio=audio)
+            try:
+                writer.write(sample, audio=audio)
+            except DataError as e:
+                tally.drop("that cannot be written", f"{e} ({place})" if place else e)
+                continue
             n += 1
             bar.update()
     return n
-
-
-def misfit(sample: dict) -> str | None:
-    """What does not fit the schema, or None."""
-    try:
-        check(sample)
-    except DataError as e:
-        return str(e)
-    return None
 
 
 def name_of(clip: dict) -> str:

@@ -424,9 +424,9 @@ def clean(text: str | float | None) -> str:
     return " ".join(text.split())
 
 
-def has_text(text: str) -> bool:
+def has_text(text) -> bool:
     """False for white space, and for a missing value as pandas writes it."""
-    return clean(text).lower() not in ("", "nan", "<na>")
+    return isinstance(text, str) and text.strip().lower() not in ("", "nan", "<na>")
 
 
 def all_text(texts: str | list[str]) -> bool:

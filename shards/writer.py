@@ -82,15 +82,15 @@ class ShardWriter:
 
     def write(self, sample: dict, vector=None, audio: tuple[str, bytes] | None = None):
         """sample: the schema's dict; vector: (D,), its CLAP vector; audio: (extension, bytes)."""
-        if self.there:
-            self.there -= 1
-            return
         sample = plain_sample(sample)
         content = sample_bytes(sample)
         if vector is not None:
             vector = self.vector_bytes(vector, sample)
         if audio is not None:
             audio = checked_audio(audio, sample)
+        if self.there:  # only now: a sample that is refused is in no shard
+            self.there -= 1
+            return
         if self.tar is None:
             self.open_shard()
         name = f"{len(self.shards):06d}{self.n:08d}"
@@ -112,10 +112,11 @@ class ShardWriter:
         if hasattr(vector, "detach"):  # a tensor, on whatever device
             vector = vector.detach().float().cpu()
         try:
-            row = np.asarray(vector, dtype=np.float32)
+            with np.errstate(over="ignore"):
+                row = np.asarray(vector, dtype=np.float16)
         except (TypeError, ValueError) as e:
             raise DataError(f"sample {sample['id']!r}: its vector holds no numbers ({e})") from e
-        if row.ndim != 1 or not row.size or not np.isfinite(row).all() or abs(row).max() > 65504:
+        if row.ndim != 1 or not row.size or not np.isfinite(row).all():
             raise DataError(
                 f"sample {sample['id']!r}: its vector, of shape {row.shape}, "
                 "is no finite row of float16"
@@ -204,7 +205,10 @@ def plain_sample(sample: dict) -> dict:
     """The sample without numpy's types, as pandas hands them out. Raises DataError on no dict."""
     if not isinstance(sample, dict):
         raise DataError(f"a sample is a dict of the schema, not {str(sample)[:80]!r}")
-    return {field: plain_value(value) for field, value in sample.items()}
+    return {
+        field: value if type(value) is str else plain_value(value)
+        for field, value in sample.items()
+    }
 
 
 def plain_value(value):
@@ -218,24 +222,19 @@ def plain_value(value):
 def sample_bytes(sample: dict) -> bytes:
     """The sample's JSON. Raises DataError, naming sample and field, where it cannot come back."""
     check(sample)
-    problem = fault(sample)
-    if problem:
-        raise DataError(f"sample {sample['id']!r}: {problem}")
-    return encode_json(sample).encode()
+    try:
+        return encode_json(sample).encode()
+    except (TypeError, ValueError, RecursionError) as e:
+        problems = ((field, fault(value)) for field, value in sample.items())
+        told = [f"{field} {problem}" for field, problem in problems if problem]
+        raise DataError(f"sample {sample['id']!r}: {', '.join(told) or e}") from e
 
 
-def fault(sample: dict) -> str | None:
-    """The first field that cannot be written, and why; None where all can.
+def fault(value) -> str | None:
+    """Why the value cannot be written, or None.
 
     JSON can name half a character ("\\ud83d"): Python reads that, and cannot write it as UTF-8.
     """
-    if unwritable(sample) is None:
-        return None
-    problems = ((field, unwritable(value)) for field, value in sample.items())
-    return next((f"{field} {problem}" for field, problem in problems if problem), "a field's name")
-
-
-def unwritable(value) -> str | None:
     try:
         encode_json(value).encode()
     except UnicodeEncodeError:

@@ -191,7 +191,8 @@ def test_text_that_is_no_unicode_is_left_out(tmp_path, capsys):
     run(audiotia, tmp_path, tmp_path / "out", "wavcaps_soundbible")
     assert [s["id"] for s in made(tmp_path / "out/wavcaps_soundbible")] == ["1"]
     out = capsys.readouterr().out
-    assert "2 that cannot be written (2 (sb_final.json, record 1): text holds text that" in out
+    assert "2 that cannot be written (sample '2': text holds text that is no Unicode, answer" in out
+    assert "(sb_final.json, record 1), sample" in out
     index = json.loads((tmp_path / "out/wavcaps_soundbible/index.json").read_bytes())
     assert index["left_out"]["that cannot be written"]["n"] == 2
     wavcaps(tmp_path, half)
