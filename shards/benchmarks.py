@@ -44,10 +44,7 @@ def by_question(folder, split):
                 f"{len(rows)} answers, not three of each annotator"
             )
         for i in range(0, len(rows), 3):
-            three = rows[i : i + 3]
-            reasons = [row["drop"] for row in three if "drop" in row]
-            answers = {"answer": [row["answer"] for row in three]}
-            yield rows[i] | answers | ({"drop": reasons[0]} if reasons else {})
+            yield rows[i] | {"answer": [row["answer"] for row in rows[i : i + 3]]}
 
 
 @reader_of("mmau")

@@ -173,23 +173,23 @@ def reader_of(folder_name: str) -> Callable:
 def checked(clip: dict) -> dict:
     """The clip without empty captions and labels; `drop` says so where a text that it needs lacks.
 
-    `blank` counts the captions that are gone where others stay.
-    Multiple choice may come without its answer: MMAU withholds those of its test.
+    `blank` counts the captions that are gone where others stay. Multiple choice may come without
+    its answer: MMAU withholds those of its test.
     """
-    needed = [field for field in ("caption", "captions", "question", "answer") if field in clip]
-    if "choices" in clip:
-        needed.remove("answer")
+    problem = None
     if "captions" in clip:
         texts = captions_of(clip)
         clip["blank"] = len(clip["captions"]) - len(texts)
         clip["captions"] = texts
     if "labels" in clip:
         clip["labels"] = [label for label in clip["labels"] if has_text(label)]
-    if not clip.get("drop"):
-        if not all(clip[field] and all_text(clip[field]) for field in needed):
-            clip["drop"] = "without a text"
-        elif clip.get("labels") == []:
-            clip["drop"] = "without a label"
+        problem = None if clip["labels"] else "without a label"
+    for field in ("caption", "captions", "question", "answer"):
+        withheld = field == "answer" and "choices" in clip
+        if field in clip and not withheld and not all_text(clip[field]):
+            problem = "without a text"
+    if problem and not clip.get("drop"):
+        clip["drop"] = problem
     return clip
 
 
@@ -429,8 +429,9 @@ def has_text(text) -> bool:
     return isinstance(text, str) and text.strip().lower() not in ("", "nan", "<na>")
 
 
-def all_text(texts: str | list[str]) -> bool:
-    return all(map(has_text, [texts] if isinstance(texts, str) else texts))
+def all_text(value: str | list[str]) -> bool:
+    """Whether a text, or all of a list and at least one, hold something."""
+    return has_text(value) if isinstance(value, str) else bool(value) and all(map(has_text, value))
 
 
 def plain(text: str) -> str:
