@@ -208,7 +208,7 @@ def audio_vectors(clap, samples: list[dict], url: str, broken: list[str]) -> dic
 
 def copy_shard(src: str, dst: Path, vectors: dict[str, np.ndarray]):
     """Copies the members of `src` (any URL) that have a vector, each with its vector as npy."""
-    how = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}  # names may be long
+    how = {"encoder": False, "mtime": 0}
     with replacing(dst) as part, open(part, "wb") as file, wds.TarWriter(file, **how) as tar:
         for parts in tarfile_samples(iter([{"url": str(src)}]), handler=lambda e: True):
             key = parts["__key__"]

@@ -342,3 +342,13 @@ def test_one_clip_that_cannot_be_opened_is_left_out(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(Path, "read_bytes", fails)
     run(audiotia, tmp_path, tmp_path / "aia", "audiocaps", "--audio")
     assert "1 with an unreadable audio file (" in capsys.readouterr().out
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    root = small(tmp_path / "a {1..2}::b ?*[c] %20", 5)
+    wav(root / "audiocaps/x: {y}/Y00000000000.wav")
+    run(audiotia, root, root / "out", "audiocaps", "--audio")
+    run(benchmarks, root, root / "bench", "audiocaps", "--no-audio")
+    with tarfile.open(root / "out/audiocaps/000000.tar") as tar:
+        assert len(tar.getnames()) == 2
+    assert (root / "bench/audiocaps/index.json").exists()

@@ -22,6 +22,7 @@ from shards.files import (
     stream_json,
     text_lines,
 )
+from shards.sources import VIDEO
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,8 @@ def test_ids_of_videos_are_ascii(tmp_path, video):
     write(tmp_path / "audiocaps/train.csv", f"{HEAD}1,{video},3,one\n")
     with pytest.raises(DataError, match="train.csv, line 2.*no YouTube id"):
         list(captions.audiocaps(Root(tmp_path), "train"))
+    assert not VIDEO.fullmatch(f"{video}_30.0") and VIDEO.fullmatch("Yaaaaaaaaaaa_30.0")
+    assert not VIDEO.fullmatch("aaaaaaaaaaa_\u0663")
 
 
 @pytest.mark.parametrize("value", [None, 1.5, True, "", "nan", ["a"], {}])

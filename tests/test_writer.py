@@ -101,6 +101,7 @@ def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, stop
         with ShardWriter(tmp_path / name, 20, key="k") as writer:
             for s in samples:
                 writer.write(s)
+        assert not (tmp_path / name / "building.json").exists()
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
     }
