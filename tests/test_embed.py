@@ -186,7 +186,7 @@ def test_an_encoder_that_has_changed_is_told_by_its_probe(tmp_path, finished, ca
     assert run(src, tmp_path / "dst") == []
     if not finished:
         return
-    for odd in ("x", ["x"] * 48, made["probe"][:5]):
+    for odd in ("x", ["x"] * 48, [], made["probe"][:5]):
         made["probe"] = odd
         path.write_text(json.dumps(content))
         with pytest.raises(DataError, match="has changed since"):
