@@ -451,7 +451,7 @@ def load_clap(name):
 
     Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) ->
     (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises DataError where it
-    cannot be imported, TypeError with a list of what is missing in it.
+    cannot be imported, with a list of what is missing in it.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
         return CLAP.from_pretrained(name)
@@ -462,7 +462,7 @@ def load_clap(name):
     needed = ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
     missing = [name for name in needed if not hasattr(clap, name)]
     if missing:
-        raise TypeError(f"{name} returned no encoder pair: missing {', '.join(missing)}")
+        raise DataError(f"{name} returned no encoder pair: missing {', '.join(missing)}")
     return clap
 
 

@@ -79,7 +79,8 @@ def problem_of(sample: dict) -> str | None:
         if not holds:
             return f"does not fit: {field} is {sample.get(field)!r:.80} where it must be {wanted}"
     if not is_unicode(sample):
-        return "holds half a character (a lone surrogate), which is no text"
+        field = next(field for field in sample if not is_unicode(sample[field]))
+        return f"does not fit: {field} holds half a character (a lone surrogate)"
     if is_choice and not choices:
         return "lacks its choices, which a multiple-choice sample needs"
     if is_choice and not all(a in choices or a == "" for a in answers):
@@ -88,8 +89,8 @@ def problem_of(sample: dict) -> str | None:
 
 
 def has_words(text) -> bool:
-    """Whether it is a string with something in it; "nan" is pandas' for nothing."""
-    return isinstance(text, str) and text.strip().lower() not in ("", "nan")
+    """Whether it is a string with something in it; "nan" and "<NA>" are pandas' for nothing."""
+    return isinstance(text, str) and text.strip().lower() not in ("", "nan", "<na>")
 
 
 def is_list(value, kind: type) -> bool:
@@ -102,6 +103,8 @@ def is_unicode(value) -> bool:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
+    except (TypeError, ValueError, RecursionError):  # no JSON value, which is another matter
+        return True
     return True
 
 

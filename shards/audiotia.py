@@ -4,6 +4,7 @@
     python -m shards.audiotia --check --root DIR      do the counts agree with the published ones?
     python -m shards.audiotia audiocaps clotho --root DIR --out data/audiotia
     python -m shards.audiotia all --root DIR --out data/audioaia --audio
+    python -m shards.audiotia audiocaps_val clotho_val --root DIR --out data/audiotia-val
 
 Every dataset lies in its own folder under DIR; docs/data.md lists the files. Classification
 without audio needs descriptions of the labels, which shards/describe.py writes. Clips and texts of
@@ -19,12 +20,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from zlib import crc32
 
-from shards.build import Sounds, Tally, build, builder_parser, run
+from data import has_words
+from shards.build import Sounds, Tally, build, builder_parser, name_of, run
 from shards.datasets.captions import audiocaps, clotho, musiccaps, wavcaps_blacklist
 from shards.datasets.labels import dcase2017, esc50, fsd50k, urbansound8k, vggsound
 from shards.datasets.questions import clothoaqa
-from shards.files import DataError, Missing, Root, clean, json_lines, plain
-from shards.sources import SOURCES, TEST_ONLY, THOUSANDS, Dataset, page
+from shards.files import DataError, Missing, Root, captions_of, clean, json_lines, plain
+from shards.sources import EVERY, SOURCES, TEST_ONLY, THOUSANDS, VALIDATION, Dataset, page
 
 # Table S8, and paraphrases of ours. Questions are their own instruction.
 INSTRUCTIONS = {
@@ -105,7 +107,7 @@ class HeldOut:
         found = 0
         for clip in clips:
             found += 1
-            self.texts.update(map(plain, captions_of(clip)))
+            self.texts.update(filter(None, map(plain, captions_of(clip))))
             for key in self.ids.keys() & clip.keys():
                 self.ids[key].add(clip[key])
         return found
@@ -128,12 +130,6 @@ class HeldOut:
 # --- samples ------------------------------------------------------------------------------
 
 
-def captions_of(clip: dict) -> list[str]:
-    if "captions" in clip:
-        return clip["captions"]
-    return [clip["caption"]] if "caption" in clip else []
-
-
 def described(root: Root, name: str) -> Iterator[dict]:
     """The descriptions of shards/describe.py as clips: labels, and a text that tells them (B.4)."""
     folder = root["descriptions"]
@@ -146,8 +142,11 @@ def described(root: Root, name: str) -> Iterator[dict]:
         ) from e
 
     def parse(line, row):
-        labels = [str(label) for label in row["labels"]]
-        return {"id": f"{name}/{line}", "labels": labels, "text": clean(row["text"])}
+        labels = row["labels"]
+        if not isinstance(labels, list) or not labels or not all(map(has_words, labels)):
+            raise ValueError(f"labels: {labels!r}")
+        clip = {"id": f"{name}/{line}", "labels": labels, "text": clean(row["text"])}
+        return clip if has_words(clip["text"]) else clip | {"drop": "without a text"}
 
     expected, advice = '{"labels": [...], "text": ...}', "cut off? Resume shards.describe"
     return json_lines(path, parse, expected, advice)
@@ -159,7 +158,7 @@ def label_sets(name: str, root: str) -> Counter:
         known = ", ".join(name for name, source in SOURCES.items() if source.task == "cls")
         raise DataError(f"{name} is no classification source; there are: {known}")
     clips = SOURCES[name].clips(Root(root))
-    return Counter(tuple(clip["labels"]) for clip in clips if clip["labels"])
+    return Counter(tuple(clip["labels"]) for clip in clips if not clip.get("drop"))
 
 
 def why_dropped(clip, text, source: Dataset, audio: bool, held: HeldOut | None) -> str | None:
@@ -177,20 +176,21 @@ def samples(
     name: str, root: Root, audio: bool, varied: bool, held: HeldOut | None, tally: Tally
 ) -> Iterator[dict]:
     """The source's samples in the project's schema, with `sound`, the names of their audio."""
-    source = SOURCES[name]
+    source = EVERY[name]
     clips = source.clips(root) if audio or source.task != "cls" else described(root, name)
     instructions = (VARIED if varied else INSTRUCTIONS).get(source.task)
     for clip in clips:
         texts = captions_of(clip) or [clip.get("text")]
+        tally.drop_blank(clip)
         for i, text in enumerate(texts):
             reason = why_dropped(clip, text, source, audio, held)
             if reason:
-                tally.drop(reason, clip["id"])
+                tally.drop(reason, name_of(clip))
                 continue
             key = f"{clip['id']}/{i}" if len(texts) > 1 else clip["id"]
             instruction = clip.get("question")
             if not instruction:
-                draw = crc32(f"{name}/{key}".encode())
+                draw = crc32(f"{name}/{key}".encode(errors="backslashreplace"))
                 instruction = instructions[draw % len(instructions)]
             answer = ", ".join(clip["labels"]) if "labels" in clip else clip.get("answer", text)
             yield {
@@ -202,6 +202,7 @@ def samples(
                 "id": key,
                 "tag": f"[{source.tag}]",
                 "sound": clip.get("sound", ()),
+                "place": clip.get("place"),
             }
 
 
@@ -222,7 +223,7 @@ def make(
     Raises Missing when the dataset is not there, DataError when it is damaged, or when its audio is
     only for tests.
     """
-    source, tally, start = SOURCES[name], Tally(), time.time()
+    source, tally, start = EVERY[name], Tally(), time.time()
     if audio and name in TEST_ONLY and held:
         raise DataError(
             f"{name} is no part of AudioAIA: MATS-Audio is only tested on it (Table S6). "
@@ -268,10 +269,11 @@ def overview(names: list[str], args, asked: bool) -> list[str]:
     for name in names:
         if args.audio and name in TEST_ONLY:
             continue
-        source = SOURCES[name]
+        source = EVERY[name]
         n, differences = source.compare(name, args.root, rows_of, asked)
         wrong += differences
-        groups.setdefault(source.group, {})[name] = n
+        if name in SOURCES:
+            groups.setdefault(source.group, {})[name] = n
         if not args.check:
             print(f"{'':20} {page(name).url}  ({page(name).licence})")
     return wrong + group_overview(groups, args.audio)
@@ -314,7 +316,7 @@ def builder(args) -> Callable[[str], int]:
 
 
 def main(argv=None):
-    parser = builder_parser(__doc__, SOURCES)
+    parser = builder_parser(__doc__, SOURCES, VALIDATION)
     option = parser.add_argument
     option("--audio", action="store_true", help="AudioAIA: the clips' audio instead of texts")
     option(
@@ -324,7 +326,7 @@ def main(argv=None):
         help="Table S8's, or five paraphrases a task",
     )
     option("--keep-eval", action="store_true", help="keep clips and texts of evaluation sets")
-    run(parser, argv, SOURCES, overview, builder)
+    run(parser, argv, SOURCES, overview, builder, VALIDATION)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from disk import write_atomic
 from shards.audiotia import INSTRUCTIONS
-from shards.build import Sounds, Tally, build, builder_parser, run
+from shards.build import Sounds, Tally, build, builder_parser, name_of, run
 from shards.datasets import labels
-from shards.datasets.captions import audiocaps, clotho, musiccaps
+from shards.datasets.captions import audiocaps_clips, clotho, musiccaps
 from shards.datasets.questions import airbench, clothoaqa, mmau
 from shards.files import DataError, Missing, Root, reader_of
 from shards.sources import Dataset
@@ -28,24 +28,14 @@ from shards.sources import Dataset
 EXTRA = ("labels", "choices", "category", "skill", "difficulty", "meta_info")  # for the metrics
 
 
-@reader_of("audiocaps")
-def by_clip(folder, split):
-    """AudioCaps' clips, each with its five captions, which stand in rows of their own."""
-    clips = {}
-    for row in audiocaps(folder.root, split):
-        clip = clips.setdefault(row["youtube"], row | {"captions": []})
-        clip["captions"].append(row["caption"])
-    yield from clips.values()
-
-
 @reader_of("clothoaqa")
 def by_question(folder, split):
     """ClothoAQA's questions, each with the answers of its three annotators, in their order.
 
-    The evaluation says how they make one answer (majority, rows, unanimous).
+    The evaluation says how they make one answer (majority, rows, unanimous). It needs all three.
     """
     questions = {}
-    for row in clothoaqa(folder.root, split):
+    for row in clothoaqa(folder, split):
         questions.setdefault((row["file"], row["question"]), []).append(row)
     for rows in questions.values():
         if len(rows) % 3:
@@ -60,7 +50,7 @@ def by_question(folder, split):
 @reader_of("mmau")
 def with_options(folder, split):
     """MMAU's questions as its authors ask them."""
-    for clip in mmau(folder.root, split):
+    for clip in mmau(folder, split):
         question = (
             f"{clip['question']} Select one option: {', '.join(clip['choices'])} "
             "Respond with exactly one of the options above."
@@ -113,7 +103,7 @@ BENCHMARKS = {
         "music cls", "Beijing Opera percussion", 236, "instruction event", labels.beijing_opera
     ),
     "audiocaps": Dataset(
-        "sound cap", "AudioCaps test", 975, "audio caption audiocaps", by_clip, "test"
+        "sound cap", "AudioCaps test", 975, "audio caption audiocaps", audiocaps_clips, "test"
     ),
     "clotho": Dataset(
         "sound cap", "Clotho v2 evaluation", 1_045, "audio caption clotho", clotho, "evaluation"
@@ -135,10 +125,17 @@ BENCHMARKS = {
 }
 
 
-def samples(name: str, root: Root) -> Iterator[dict]:
-    """The benchmark's clips in the project's schema. Only their audio is known: text is null."""
+def samples(name: str, root: Root, tally: Tally) -> Iterator[dict]:
+    """The benchmark's clips in the project's schema. Only their audio is known: text is null.
+
+    A clip without a reference is counted in `tally` and left out.
+    """
     benchmark = BENCHMARKS[name]
     for clip in benchmark.clips(root):
+        if clip.get("drop"):
+            tally.drop(clip["drop"], name_of(clip))
+            continue
+        tally.drop_blank(clip)
         if benchmark.task == "cls":
             answer = ", ".join(clip["labels"])
         else:
@@ -152,6 +149,7 @@ def samples(name: str, root: Root) -> Iterator[dict]:
             "id": clip["id"],
             "tag": f"[{benchmark.tag}]",
             "sound": clip["sound"],
+            "place": clip.get("place"),
         } | {field: clip[field] for field in EXTRA if field in clip}
 
 
@@ -162,7 +160,7 @@ def make(name: str, root: str, out: str, audio: bool = True, limit: int | None =
     damaged or a label is not in the list of classes.
     """
     benchmark, tally, root = BENCHMARKS[name], Tally(), Root(root)
-    rows, names = list(samples(name, root)), labels.classes(benchmark.reader, root)
+    rows, names = list(samples(name, root, tally)), labels.classes(benchmark.reader, root)
     for row in rows if names else ():
         if not set(row["labels"]) <= set(names):
             raise DataError(
@@ -171,10 +169,13 @@ def make(name: str, root: str, out: str, audio: bool = True, limit: int | None =
             )
     folder = root.path / benchmark.folder
     sounds = Sounds(folder) if audio else None
+    if not rows:
+        raise Missing(f"no samples. Left out: {tally}")
     if audio and not any(sounds.find(*row["sound"]) for row in rows):
         raise Missing(
             f"{folder} holds {len(sounds):,} audio files, and none of a clip of this benchmark, "
-            f"such as {rows[0]['sound'][0]}.wav. --no-audio writes the references alone"
+            f"such as {rows[0]['sound'][0]}.wav{sounds.advice()}. "
+            "--no-audio writes the references alone"
         )
     index, new = build(
         out,

@@ -2,7 +2,7 @@
 
 An error names the file, the line and the reason. Harmless oddities are read: a byte-order mark,
 CRLF, line feeds inside quotes, empty columns to the right. A value that a spreadsheet has destroyed
-is an error; it is never guessed.
+is an error; it is never guessed. A record whose text is empty is left out and counted (`checked`).
 """
 
 import csv
@@ -10,15 +10,18 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from disk import DataError, sha256
+from data import has_words, is_hidden
+from disk import DataError, seems, sha256
 
 LONGEST = 1 << 26  # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")
-YOUTUBE = re.compile(r"[\w-]{11}")
+YOUTUBE = re.compile(r"[A-Za-z0-9_-]{11}")
+DIGITS = re.compile(r"[0-9]+")  # str.isdigit also takes those of other scripts, and powers
 DAMAGED = {"#NAME?", "#VALUE!", "#REF!", "#N/A", "#NUM!", "#DIV/0!"}
 DECODER = json.JSONDecoder()
 csv.field_size_limit(1 << 24)
@@ -72,7 +75,8 @@ class Folder:
             )
         next(self.path.iterdir(), None)  # raises on an unreadable folder; glob finds nothing there
         for depth in ("", "*/", "*/*/"):
-            hits = sorted(self.path.glob(depth + pattern))
+            found = sorted(self.path.glob(depth + pattern))
+            hits = [path for path in found if path.is_file() and not is_hidden(str(path))]
             if hits:
                 return hits
         return []
@@ -107,25 +111,46 @@ class Folder:
         hits = self.glob(pattern, expected)
         if not hits:
             raise Missing(f"{self.path} holds no {expected}")
-        names = "".join(f"{hit.name}/" for hit in hits)
-        self.opened[self.path / pattern] = hashlib.sha256(names.encode()).hexdigest()
+        names = "".join(f"{hit.name}/" for hit in hits).encode(errors="surrogateescape")
+        self.opened[self.path / pattern] = hashlib.sha256(names).hexdigest()
         return hits
+
+
+class Clips:
+    """The clips that a reader yields. Iterating reads the files anew, and so does len().
+
+    list(clips) asks for the length first, and so reads twice.
+    """
+
+    def __init__(self, read: Callable[[], Iterator]):
+        self.read = read
+
+    def __iter__(self) -> Iterator:
+        return self.read()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def reader_of(folder_name: str) -> Callable:
     """Decorates a reader of one dataset: a generator of clips that takes the dataset's Folder.
 
-    The decorated reader takes the Root instead, and has the folder's name as `folder`. A record
-    that lacks a field, or holds another type, becomes a DataError that says where.
+    The decorated reader takes that or the Root, returns Clips, each of them `checked`, and has the
+    folder's name as `folder`. A record that lacks a field, or holds another type, becomes a
+    DataError that says where.
     """
 
     def decorate(read):
         @functools.wraps(read)
-        def reader(root: Root, *arguments) -> Iterator:
-            folder, count = root[folder_name], 0
+        def reader(place: Root | Folder, *arguments) -> Clips:
+            folder = place if isinstance(place, Folder) else place[folder_name]
+            return Clips(lambda: read_all(folder, arguments))
+
+        def read_all(folder, arguments) -> Iterator[dict]:
+            count = 0
             try:
                 for clip in read(folder, *arguments):
-                    yield clip
+                    yield checked(clip)
                     count += 1
             except DataError:
                 raise
@@ -139,6 +164,35 @@ def reader_of(folder_name: str) -> Callable:
         return reader
 
     return decorate
+
+
+def checked(clip: dict) -> dict:
+    """The clip without empty captions and labels; `drop` says so where a text that it needs lacks.
+
+    `blank` counts the captions that are gone where others stay. Multiple choice may come without
+    its answer: MMAU withholds those of its test.
+    """
+    problem = None
+    if "captions" in clip:
+        texts = captions_of(clip)
+        clip["blank"] = len(clip["captions"]) - len(texts)
+        clip["captions"] = texts
+    if "labels" in clip:
+        clip["labels"] = [label for label in clip["labels"] if has_words(label)]
+        problem = None if clip["labels"] else "without a label"
+    for field in ("caption", "captions", "question", "answer"):
+        withheld = field == "answer" and "choices" in clip
+        if field in clip and not withheld and not all_text(clip[field]):
+            problem = "without a text"
+    if problem and not clip.get("drop"):
+        clip["drop"] = problem
+    return clip
+
+
+def captions_of(clip: dict) -> list[str]:
+    """The clip's captions, as far as they hold a text."""
+    captions = clip["captions"] if "captions" in clip else [clip.get("caption", "")]
+    return [caption for caption in captions if has_words(caption)]
 
 
 # --- records ------------------------------------------------------------------------------
@@ -155,6 +209,10 @@ class Record(dict):
     def place(self) -> str:
         return f"{self.path}, {self.unit} {self.number}"
 
+    def clip(self, **fields) -> dict:
+        """A clip of this record; `place` tells which it is when the clip is left out."""
+        return fields | {"place": f"{self.path.name}, {self.unit} {self.number}"}
+
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.place}: {problem}")
 
@@ -167,12 +225,19 @@ class Record(dict):
 
     def digits(self, column: str, title: str = "whole number") -> str:
         """The column's digits; raises DataError on anything else, such as 6.4E+04."""
-        if not self[column].isdigit():
+        value = self.name(column)
+        if not DIGITS.fullmatch(value):
             raise self.error(
-                f"{self[column]!r} is no {title}; a spreadsheet may have changed it: "
-                "get the original file"
+                f"{value!r} is no {title}; a spreadsheet may have changed it: get the original file"
             )
-        return self[column]
+        return value
+
+    def name(self, column: str) -> str:
+        """The column's text or whole number as a name. Raises DataError on anything else."""
+        value = self.get(column)
+        if isinstance(value, bool) or not isinstance(value, str | int) or not has_words(str(value)):
+            raise self.error(f"{column} is {value!r}, which names nothing; get the original file")
+        return str(value)
 
     def youtube(self, value: str) -> str:
         """value, if it can be a video's id: a spreadsheet makes formulas and numbers of some."""
@@ -199,6 +264,7 @@ def csv_records(
     stands after each comma. Raises DataError on another header, another number of columns, or a
     value that a spreadsheet has destroyed.
     """
+    check_head(path)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=spaced, strict=True)
         names = None if header else list(columns)
@@ -256,27 +322,42 @@ def check_cells(cells: list[str], count: int, row: Record):
         raise row.error(f"{damaged}: a spreadsheet has destroyed a value; get the original file")
 
 
-def json_lines(path: Path, parse: Callable, expected: str, advice: str) -> Iterator:
-    """parse(number, value) of every line of JSON. Raises DataError where it is not `expected`."""
-    with open(path, encoding="utf-8-sig") as file:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of every line that is not blank. Only a line feed ends a line.
+
+    str.splitlines would also cut at U+2028 and U+0085, which captions hold. Raises DataError.
+    """
+    check_head(path)
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield parse(number, json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise DataError(f"{path}, line {number}: not {expected} ({e}); {advice}") from e
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as e:
+                raise DataError(
+                    f"{path}, line {number}: not UTF-8 ({e.reason}); damaged? Get it again"
+                ) from e
+            if text.strip():
+                yield number, text
 
 
-def load_json(path: Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise json_error(path, f"no valid JSON ({e}): cut off? Get it again") from e
+def json_lines(path: Path, parse: Callable, expected: str, advice: str) -> Iterator:
+    """parse(number, value) of every line of JSON. Raises DataError where it is not `expected`."""
+    for number, line in text_lines(path):
+        try:
+            yield parse(number, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise DataError(f"{path}, line {number}: not {expected} ({e}); {advice}") from e
+
+
+def check_head(path: Path):
+    """Raises DataError on a file that is empty, a web page, compressed or a Git LFS pointer."""
+    problem = seems(path)
+    if not problem.startswith("is damaged"):  # its beginning tells nothing against it
+        raise DataError(f"{path} {problem}")
 
 
 def json_error(path: Path, problem: str) -> DataError:
-    with open(path, "rb") as file:
-        if file.read(30).startswith(b"version https://git-lfs"):
-            problem = "only a Git LFS pointer; fetch the file itself (git lfs pull)"
+    check_head(path)
     return DataError(f"{path}: {problem}")
 
 
@@ -288,6 +369,7 @@ def stream_json(path: Path, key: str | None = None, chunk: int = 1 << 20) -> Ite
     """
     opening = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\A\s*\[")
     text, number, problem = "", 0, f"no list {key!r}" if key else "no list"
+    check_head(path)
     with open(path, encoding="utf-8-sig") as file:
         while len(text) < LONGEST and (new := read(file, chunk)):
             text += new
@@ -302,6 +384,8 @@ def stream_json(path: Path, key: str | None = None, chunk: int = 1 << 20) -> Ite
             while at < len(text) and text[at] != "]":
                 try:
                     entry, end = DECODER.raw_decode(text, at)
+                except RecursionError as e:
+                    raise json_error(path, f"record {number} is nested too deeply") from e
                 except ValueError as e:  # it may go on in the next chunk
                     problem = f"a record without an end ({e})"
                     break
@@ -326,9 +410,21 @@ def read(file, chunk: int) -> str:
 # --- text ---------------------------------------------------------------------------------
 
 
-def clean(text: str) -> str:
-    """One line: runs of white space, line feeds among them, become one space."""
+def clean(text: str | float | None) -> str:
+    """One line: runs of white space, line feeds among them, become one space.
+
+    JSON's null and NaN stand for a missing text and become "".
+    """
+    if text is None or (isinstance(text, float) and math.isnan(text)):
+        return ""
     return " ".join(text.split())
+
+
+def all_text(value: str | list[str]) -> bool:
+    """Whether a text, or all of a list and at least one, hold something."""
+    return (
+        has_words(value) if isinstance(value, str) else bool(value) and all(map(has_words, value))
+    )
 
 
 def plain(text: str) -> str:

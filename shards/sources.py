@@ -7,8 +7,10 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from zlib import crc32
 
+from disk import DataError
 from shards.datasets.captions import (
     audiocaps,
+    audiocaps_clips,
     clotho,
     lp_musiccaps,
     macs,
@@ -33,7 +35,7 @@ from shards.datasets.labels import (
     vocalsound,
 )
 from shards.datasets.questions import clothoaqa, musicqa, openaqa
-from shards.files import YOUTUBE, Missing, Root, clean, reader_of
+from shards.files import YOUTUBE, Clips, Missing, Root, captions_of, clean, reader_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Dataset:
     title: str
     published: int | None  # captions, questions or labelled clips; None: not known exactly
     tag: str  # of the released training code, which puts it in brackets
-    reader: Callable[..., Iterator[dict]]  # Root, part -> clips
+    reader: Callable[..., Clips]  # Root, part -> clips
     part: str = ""
 
     @property
@@ -55,7 +57,7 @@ class Dataset:
     def task(self) -> str:  # of data.TASKS
         return "music_cap" if self.group == "music cap" else self.group.split()[1]
 
-    def clips(self, root: Root) -> Iterator[dict]:
+    def clips(self, root: Root) -> Clips:
         return self.reader(root, self.part) if self.part else self.reader(root)
 
     def compare(
@@ -63,7 +65,8 @@ class Dataset:
     ) -> tuple[int | None, list[str]]:
         """Prints the sum of the clips' sizes beside the published one; returns (sum, differences).
 
-        Where files are missing the sum is None: a difference if the dataset was `asked` for.
+        Where files are missing the sum is None: a difference if the dataset was `asked` for. Where
+        they are damaged it is None and a difference.
         """
         published, n = f"{self.published:,}" if self.published else "?", None
         there, about, wrong = "-", self.title, []
@@ -76,6 +79,8 @@ class Dataset:
             about = e
             if asked:
                 wrong = [f"{name}: {e}"]
+        except DataError as e:
+            about, wrong = e, [f"{name}: {e}"]
         print(f"{name:20} {self.task:9} {there:>9} of {published:>9}  {about}")
         return n, wrong
 
@@ -87,7 +92,9 @@ class Page(NamedTuple):
 
 # --- questions, joined to captions of their clips -----------------------------------------
 
-VIDEO = re.compile(r"Y?([\w-]{11})(?:_\d.*)?")  # Y<id>, <id>, <id>_<start>; an id may begin with Y
+VIDEO = re.compile(
+    r"Y?([A-Za-z0-9_-]{11})(?:_[0-9].*)?"
+)  # Y<id>, <id>, <id>_<start>; an id may begin with Y
 MUSIC = re.compile(r"nsynth|gtzan|music|magna|mtt|mtg|fma|medley|mridangam|opera", re.I)
 
 
@@ -96,12 +103,15 @@ def optional(root: Root, clips: Iterable) -> Iterator:
     try:
         yield from clips
     except Missing as e:
-        root.notes.append(str(e))
+        if str(e) not in root.notes:
+            root.notes.append(str(e))
 
 
 def pick(captions: list[str] | None, question: str) -> str | None:
     """One of the captions, always the same for the same question; None where there are none."""
-    return captions[crc32(question.encode()) % len(captions)] if captions else None
+    if not captions:
+        return None
+    return captions[crc32(question.encode(errors="backslashreplace")) % len(captions)]
 
 
 @reader_of("clothoaqa")
@@ -126,8 +136,7 @@ def openaqa_captions(root: Root) -> dict[tuple[str, str], list[str]]:
         ("soundbible", "id", wavcaps(root, "soundbible")),
     ):
         for clip in optional(root, clips):
-            captions = clip.get("captions") or [clip["caption"]]
-            found.setdefault((kind, clip[key]), []).extend(captions)
+            found.setdefault((kind, clip[key]), []).extend(captions_of(clip))
     return found
 
 
@@ -139,15 +148,14 @@ def openaqa_part(folder, part):
         if part_of(row) != part:
             continue
         stem = PurePosixPath(row["audio_id"]).stem
-        clip = {"id": row["id"], "sound": (stem,)}
+        clip = {"id": row["id"], "sound": (stem,), "place": row["place"]}
         if part == "open":
             yield clip | open_question(row, stem, captions)
         elif part == "music_cap":
             yield clip | {"caption": row["output"]}
         else:
             names = row["output"].rpartition(":")[2].split(";")
-            clip["labels"] = [clean(name) for name in names if name.strip(" .")]
-            yield clip if clip["labels"] else clip | {"drop": "without a label"}
+            yield clip | {"labels": [clean(name) for name in names if name.strip(" .")]}
 
 
 def part_of(row: dict) -> str | None:
@@ -184,9 +192,10 @@ def joined_musicqa(folder):
     MusicQA's Eval part, about MTG-Jamendo's tracks, is MU-LLaMA's test set and stays out.
     """
     root, parts = folder.root, []
-    tracks = optional(root, musiccaps(root, "train"))
-    captions = {clip["youtube"]: clip["caption"] for clip in tracks}
-    captions.update(optional(root, lp_musiccaps(root)))
+    captions = {}
+    for key, tracks in (("youtube", musiccaps(root, "train")), ("id", lp_musiccaps(root))):
+        for track in optional(root, tracks):
+            captions.update((track[key], caption) for caption in captions_of(track))
     for part in ("Pretrain", "Finetune"):
         try:
             folder.find(f"{part}MusicQA.json")
@@ -285,6 +294,17 @@ SOURCES = {
     "musicqa": Dataset("music open", "MusicQA", None, "open ended", joined_musicqa),
 }
 
+# for train.py's --val; no part of AudioTIA
+VALIDATION = {
+    "audiocaps_val": Dataset(
+        "sound cap", "AudioCaps val", 2_475, "audio caption audiocaps", audiocaps_clips, "val"
+    ),
+    "clotho_val": Dataset(
+        "sound cap", "Clotho v2 validation", 5_225, "audio caption clotho", clotho, "validation"
+    ),
+}
+EVERY = SOURCES | VALIDATION
+
 # source, or folder of several; licence; where to get it
 PAGES = """
 audioset          CC BY 4.0                            https://research.google.com/audioset/download.html
@@ -318,7 +338,7 @@ PAGES = {line.split()[0]: Page(*re.split(r"  +", line)[1:]) for line in PAGES.sp
 
 def page(name: str) -> Page:
     """The licence of a source, and where to get it."""
-    return PAGES.get(name) or PAGES[SOURCES[name].folder]
+    return PAGES.get(name) or PAGES[EVERY[name].folder]
 
 
 # sources that MATS-Audio is only tested on (Table S6)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import check
-from disk import DataError, write_atomic
+from data import AUDIO, check
+from disk import DataError, read_json, write_atomic
 
 SHARD_BYTES = 128 << 20  # a shard with audio ends here: readers hold some shards in memory
 
@@ -26,7 +26,8 @@ def command_line() -> str:
     """The command that was typed, without the folder it was typed in."""
     module = sys.modules["__main__"].__spec__
     program = ["python", "-m", module.name] if module else [os.path.basename(sys.argv[0])]
-    return shlex.join([*program, *sys.argv[1:]])
+    line = shlex.join([*program, *sys.argv[1:]])
+    return line.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
 
 
 class ShardWriter:
@@ -39,8 +40,9 @@ class ShardWriter:
     is complete. `key` identifies the samples' origin. With one, an interrupted writer leaves
     building.json beside its complete shards; the next writer of the same key, given the same
     samples, keeps those shards and resumes after them.
-    Raises DataError when DIR is complete already, or was begun with another key, and on a sample
-    outside the schema.
+    Only what data.py reads again is written: write() takes numpy's numbers and ".WAV", and raises
+    DataError, naming sample and field, on anything that would not come back. Raises DataError when
+    DIR is complete already or was begun with another key, and at the end where nothing was written.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class ShardWriter:
         self.begun = self.dir / "building.json"
         begun = {"key": key, "shards": [], "sources": {}, "tasks": {}}
         if self.begun.exists():
-            begun = json.loads(self.begun.read_text())
+            begun = read_begun(self.begun)
             if key is None or begun["key"] != key:
                 raise DataError(
                     f"{self.dir} was begun from other data or with other options; "
@@ -76,22 +78,25 @@ class ShardWriter:
         self.shards, self.tar = begun["shards"], None
         self.sources, self.tasks = Counter(begun["sources"]), Counter(begun["tasks"])
         self.there = sum(s["n"] for s in self.shards)  # samples to skip: they are written already
+        self.dim = (vectors or {}).get("dim")  # of all vectors: of the first where none is said
 
     def write(self, sample: dict, vector=None, audio: tuple[str, bytes] | None = None):
         """sample: the schema's dict; vector: (D,), its CLAP vector; audio: (extension, bytes)."""
-        if self.there:
+        sample = plain_sample(sample)
+        content = sample_bytes(sample)
+        if vector is not None:
+            vector = self.vector_bytes(vector, sample)
+        if audio is not None:
+            audio = checked_audio(audio, sample)
+        if self.there:  # only now: a sample that is refused is in no shard
             self.there -= 1
             return
-        check(sample)
         if self.tar is None:
             self.open_shard()
         name = f"{len(self.shards):06d}{self.n:08d}"
-        try:
-            pieces = tar_member(f"{name}.json", encode_json(sample).encode())
-        except UnicodeEncodeError as e:
-            raise DataError(f"sample {sample['id']!r} holds invalid text ({e})") from e
+        pieces = tar_member(f"{name}.json", content)
         if vector is not None:
-            pieces += tar_member(f"{name}.npy", npy_bytes(vector))
+            pieces += tar_member(f"{name}.npy", vector)
         self.put(b"".join(pieces))
         if audio is not None:
             for piece in tar_member(f"{name}.{audio[0]}", audio[1]):  # not joined: audio is long
@@ -101,6 +106,28 @@ class ShardWriter:
         self.tasks[sample["task"]] += 1
         if self.n == self.per_shard or self.tar.tell() >= SHARD_BYTES:
             self.close_shard()
+
+    def vector_bytes(self, vector, sample: dict) -> bytes:
+        """The npy of a finite vector. Raises DataError on any other, and on another dimension."""
+        if hasattr(vector, "detach"):  # a tensor, on whatever device
+            vector = vector.detach().float().cpu()
+        try:
+            with np.errstate(over="ignore"):
+                row = np.asarray(vector, dtype=np.float16)
+        except (TypeError, ValueError) as e:
+            raise DataError(f"sample {sample['id']!r}: its vector holds no numbers ({e})") from e
+        if row.ndim != 1 or not row.size or not np.isfinite(row).all():
+            raise DataError(
+                f"sample {sample['id']!r}: its vector, of shape {row.shape}, "
+                "is no finite row of float16"
+            )
+        self.dim = self.dim or row.size
+        if row.size != self.dim:
+            raise DataError(
+                f"sample {sample['id']!r}: its vector has {row.size} numbers, "
+                f"the others have {self.dim}"
+            )
+        return npy_bytes(row)
 
     def open_shard(self):
         self.path, self.n = self.dir / f"{len(self.shards):06d}.tar", 0
@@ -115,6 +142,8 @@ class ShardWriter:
         if self.tar is None:
             return
         self.put(bytes(1024))  # the end of a tar file
+        self.tar.flush()
+        os.fsync(self.tar.fileno())
         self.tar.close()
         os.replace(self.part, self.path)
         self.shards.append({"file": self.path.name, "n": self.n, "sha256": self.hash.hexdigest()})
@@ -131,6 +160,8 @@ class ShardWriter:
                 "delete it and build it again"
             )
         self.close_shard()
+        if not self.shards:
+            raise DataError(f"{self.dir}: no sample was written, so there is nothing to index")
         counts = {"sources": dict(self.sources), "tasks": dict(self.tasks)}
         write_index(self.dir, self.shards, **counts, **self.info)
         self.begun.unlink(missing_ok=True)
@@ -149,7 +180,85 @@ class ShardWriter:
                 self.part.unlink(missing_ok=True)
 
 
-encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+def read_begun(path: Path) -> dict:
+    """building.json. Raises DataError where it is damaged, or its shards are gone."""
+    advice = f"delete the folder {path.parent} and build it again"
+    try:
+        begun = read_json(path)
+    except DataError as e:
+        raise DataError(f"{e}; {advice}") from e
+    kinds = {"shards": list, "sources": dict, "tasks": dict}
+    if "key" not in begun or not all(isinstance(begun.get(f), kinds[f]) for f in kinds):
+        raise DataError(f"{path} is not of the writer's form; {advice}")
+    for shard in begun["shards"]:
+        if not isinstance(shard, dict) or not {"file", "n", "sha256"} <= shard.keys():
+            raise DataError(f"{path} is not of the writer's form; {advice}")
+        if not (path.parent / shard["file"]).exists():
+            raise DataError(f"{path} names {shard['file']}, which is gone; {advice}")
+    return begun
+
+
+# --- one sample -----------------------------------------------------------------------------------
+
+
+def plain_sample(sample: dict) -> dict:
+    """The sample without numpy's types, as pandas hands them out. Raises DataError on no dict."""
+    if not isinstance(sample, dict):
+        raise DataError(f"a sample is a dict of the schema, not {str(sample)[:80]!r}")
+    return {
+        field: value if type(value) is str else plain_value(value)
+        for field, value in sample.items()
+    }
+
+
+def plain_value(value):
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain_value(entry) for entry in value]
+    return value
+
+
+def sample_bytes(sample: dict) -> bytes:
+    """The sample's JSON. Raises DataError, naming sample and field, where it cannot come back."""
+    check(sample)
+    try:
+        return encode_json(sample).encode()
+    except (TypeError, ValueError, RecursionError) as e:
+        told = [field for field, value in sample.items() if not is_json(value)]
+        raise DataError(
+            f"sample {sample['id']!r}: {', '.join(told)} is nothing that JSON holds ({e})"
+        ) from e
+
+
+def is_json(value) -> bool:
+    try:
+        encode_json(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def checked_audio(audio: tuple[str, bytes], sample: dict) -> tuple[str, bytes]:
+    """(extension, bytes) as the reader finds them. Raises DataError where it would not."""
+    extension, data = audio
+    extension = str(extension).lower().removeprefix(".")
+    if extension not in AUDIO:
+        raise DataError(
+            f"sample {sample['id']!r}: audio in {audio[0]!r} is not read; "
+            f"convert it to one of {', '.join(AUDIO)}"
+        )
+    if not isinstance(data, bytes | bytearray | memoryview) or not len(data):
+        raise DataError(f"sample {sample['id']!r}: audio must be the bytes of a file")
+    return extension, bytes(data)
+
+
+encode_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
+
+
+# --- tar and index --------------------------------------------------------------------------------
+
+
 TAR_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
 
 
@@ -170,7 +279,8 @@ def write_index(directory: str | Path, shards: list[dict], **info):
     """Writes index.json. shards: dicts of file, n and sha256; the set's hash covers them all."""
     digest = hashlib.sha256("".join(s["sha256"] for s in shards).encode()).hexdigest()
     index = {"n": sum(s["n"] for s in shards), "hash": digest, **info, "shards": shards}
-    encoded = json.dumps(index, indent=1, ensure_ascii=False).encode()
+    # text that is no Unicode stays as JSON escapes it
+    encoded = json.dumps(index, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
     write_atomic(Path(directory) / "index.json", encoded)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from annotations import HEAD, made, openaqa_row, real_root, run, small, talk, write
+from annotations import HEAD, made, openaqa_row, real_root, run, small, talk, wav, write
 
 from config.mats_audio import config as mats_audio
 from config.mats_gpt2 import audiotia as mixture
@@ -190,7 +190,7 @@ def test_questions_are_joined_to_captions(tmp_path, capsys):
     ] == [("A dog, and number 1", "What barks?", "A dog."), ("Seven", "Which?", "Seventy-seven.")]
     assert made(tmp_path / "out/openaqa")[1]["text"] in ("It rains", "It rains a", "b", "c", "d")
     assert (
-        "1 without a caption of their clip (open/2)" in out
+        "1 without a caption of their clip (open/2 (open.json, record 2))" in out
         and "1 clips of an evaluation set" in out
         and "as_final.json" in out
     )
@@ -273,3 +273,138 @@ def test_an_old_command_says_where_it_went(name):
     argv = [sys.executable, f"shards/{name}.py", "--list"]
     process = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode and process.stderr == f"now: python -m shards.{name}\n"
+
+
+# --- records without a text -------------------------------------------------------------------
+
+CLOTHO = "file_name," + ",".join(f"caption_{i}" for i in range(1, 6)) + "\n"
+
+
+def left_out(folder):
+    index = json.loads((folder / "index.json").read_text())
+    return {reason: dropped["n"] for reason, dropped in index["left_out"].items()}
+
+
+def test_captions_without_a_text_are_counted(tmp_path, capsys):
+    rows = [
+        "1,aaaaaaaaaaa,30,",
+        "2,bbbbbbbbbbb,0,  ",
+        "3,ccccccccccc,0,nan",
+        "4,ddddddddddd,0,rain",
+    ]
+    write(tmp_path / "audiocaps/train.csv", HEAD + "\n".join(rows) + "\n")
+    text = CLOTHO + "a.wav,one,,three,nan,five\nb.wav,,,,,\n"
+    write(tmp_path / "clotho/clotho_captions_development.csv", text)
+    for more in ((), ("--audio",)):
+        if more:
+            for name in ("audiocaps/Yaaaaaaaaaaa", "audiocaps/ddddddddddd", "clotho/development/a"):
+                wav(tmp_path / f"{name}.wav")
+        out = tmp_path / f"out{len(more)}"
+        run(audiotia, tmp_path, out, "audiocaps", "clotho", *more)
+        assert [s["answer"] for s in made(out / "audiocaps")] == ["rain"]
+        assert [s["answer"] for s in made(out / "clotho")] == ["one", "three", "five"]
+        assert left_out(out / "audiocaps") == {"without a text": 3}
+        assert left_out(out / "clotho") == {"without a text": 1, "captions without a text": 2}
+        said = capsys.readouterr().out
+        assert "aaaaaaaaaaa_30 (train.csv, line 2)" in said
+        assert "development/b.wav (clotho_captions_development.csv, line 3)" in said
+        assert "development/a.wav (clotho_captions_development.csv, line 2)" in said
+
+
+def test_questions_and_descriptions_without_a_text_are_counted(tmp_path):
+    write(
+        tmp_path / "clotho/clotho_captions_development.csv",
+        CLOTHO + "a.wav,,nan,A dog,,\nb.wav,,,,,\n",
+    )
+    for part in ("validation", "evaluation"):
+        write(tmp_path / f"clotho/clotho_captions_{part}.csv", CLOTHO)
+    head = "file_name,QuestionText,answer,confidence\n"
+    rows = ["a.wav,Is it?,yes,yes", "a.wav,,yes,yes", "a.wav,Is it?,nan,yes", "b.wav,Is it?,no,no"]
+    write(tmp_path / "clothoaqa/clotho_aqa_train.csv", head + "\n".join(rows) + "\n")
+    talks = [talk("a.mp3", "How?", "Slow."), talk("b.mp3", "How?", " "), talk("c.mp3", "How?", "!")]
+    write(tmp_path / "musicqa/FinetuneMusicQA.json", json.dumps(talks))
+    lines = [
+        json.dumps({"audio_name": f"{x}.mp3", "caption": "" if x == "c" else x}) for x in "abc"
+    ]
+    write(tmp_path / "lp_musiccaps/captions.jsonl", "\n".join(lines))
+    write(
+        tmp_path / "descriptions/sesa.jsonl",
+        '{"labels": ["gunshot"], "text": "nan"}\n{"labels": ["siren"], "text": "wails"}',
+    )
+    texts = ["It rains", None, ""]
+    openaqa = [openaqa_row("/x/a.wav", "nsynth", "caption", output=text) for text in texts]
+    write(tmp_path / "openaqa/o.json", json.dumps(openaqa))
+    names = ("clothoaqa", "musicqa", "sesa", "openaqa_captions")
+    out = tmp_path / "out"
+    run(audiotia, tmp_path, out, *names)
+    kept = {name: [(s["text"], s["answer"]) for s in made(out / name)] for name in names}
+    assert kept == {
+        "clothoaqa": [("A dog", "yes")],
+        "musicqa": [("a", "Slow.")],
+        "sesa": [("wails", "siren")],
+        "openaqa_captions": [("It rains", "It rains")],
+    }
+    without = {"without a text": 2, "without a caption of their clip": 1}
+    assert left_out(out / "clothoaqa") == without
+    assert left_out(out / "musicqa") == without | {"without a text": 1}
+    assert left_out(out / "sesa") == {"without a text": 1}
+    assert left_out(out / "openaqa_captions") == {"without a text": 2}
+
+
+@pytest.mark.parametrize("labels", ['"dog"', "[]", '["dog", 5]', '["dog", ""]', "null"])
+def test_a_description_needs_its_labels(tmp_path, labels):
+    text = f'{{"labels": ["dog"], "text": "x"}}\n{{"labels": {labels}, "text": "y"}}\n'
+    write(tmp_path / "descriptions/sesa.jsonl", text)
+    with pytest.raises(SystemExit, match="sesa.jsonl, line 2: not"):
+        run(audiotia, tmp_path, tmp_path / "out", "sesa")
+
+
+def test_an_empty_reference_holds_nothing_out(tmp_path):
+    """A caption of punctuation alone is like no other."""
+    small(tmp_path, 3)
+    write(tmp_path / "audiocaps/test.csv", HEAD + "1,zzzzzzzzzzz,30,...\n2,zzzzzzzzzzz,30,\n")
+    write(tmp_path / "audiocaps/train.csv", HEAD + "1,aaaaaaaaaaa,30,!!!\n2,zzzzzzzzzzz,3,a dog\n")
+    run(audiotia, tmp_path, tmp_path / "out", "audiocaps")
+    assert [s["text"] for s in made(tmp_path / "out/audiocaps")] == ["!!!"]
+    assert left_out(tmp_path / "out/audiocaps") == {"clips of an evaluation set": 1}
+
+
+# --- validation -------------------------------------------------------------------------------
+
+
+def test_validation_sets_are_built_and_kept_apart(tmp_path, capsys):
+    small(tmp_path, 3)
+    rows = [f"{i},{i % 2:011d},{i % 2},caption {i}" for i in range(9)]
+    rows += ["9,00000000005,1,of a test clip", "10,ccccccccccc,1,A dog; and number 3."]
+    write(tmp_path / "audiocaps/val.csv", HEAD + "\n".join(rows) + "\n")
+    text = CLOTHO + "a.wav,one,two,three,four,five\nb.wav,six,,eight,nine,ten\n"
+    write(tmp_path / "clotho/clotho_captions_validation.csv", text)
+    write(tmp_path / "clotho/clotho_captions_evaluation.csv", CLOTHO + "b.wav,1,2,3,4,5\n")
+    run(audiotia, tmp_path, tmp_path / "val", "audiocaps_val", "clotho_val")
+    rows = made(tmp_path / "val/audiocaps_val")
+    assert [s["text"] for s in rows] == [f"caption {i}" for i in (0, 2, 4, 6, 8, 1, 3, 5, 7)]
+    assert len({s["id"] for s in rows}) == 9 and {s["task"] for s in rows} == {"cap"}
+    assert left_out(tmp_path / "val/audiocaps_val") == {
+        "clips of an evaluation set": 1,
+        "verbatim in an evaluation set": 1,
+    }
+    assert [s["text"] for s in made(tmp_path / "val/clotho_val")] == [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+    ]
+    assert len(find_sources(tmp_path / "val")[0]) == 2
+    index = json.loads((tmp_path / "val/audiocaps_val/index.json").read_text())
+    assert index["licences"] == {"audiocaps_val": "MIT"}
+    capsys.readouterr()
+    run(audiotia, tmp_path, tmp_path / "all", "all")
+    assert [p.parent.name for p in (tmp_path / "all").glob("*/index.json")] == ["audiocaps"]
+    with pytest.raises(SystemExit):
+        audiotia.main(["--list", "audiocaps", "audiocaps_val", "--root", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "audiocaps_val        cap              11 of     2,475" in out
+    assert "sound cap                    3 of about 518K" in out  # no part of AudioTIA's counts
+    with pytest.raises(SystemExit, match="audiocaps_val: 11 where 2,475 were published"):
+        audiotia.main(["--check", "audiocaps_val", "--root", str(tmp_path)])

@@ -589,7 +589,7 @@ def test_your_own_pair(clap, tmp_path, monkeypatch):
     pair = load_clap("my_pair:Pair")
     assert pair.encode_text(["a", "b"]) == 2 and pair.sample_rate == 16000
     with pytest.raises(
-        TypeError, match="my_pair:Half returned .* missing encode_audio, sample_rate, seconds"
+        DataError, match="my_pair:Half returned .* missing encode_audio, sample_rate, seconds"
     ):
         load_clap("my_pair:Half")
     with pytest.raises(DataError, match="my_pair:Nothing: .*no attribute 'Nothing'.*factory"):

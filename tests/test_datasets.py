@@ -172,6 +172,14 @@ def layouts(root):
         json.dumps({"data": [{"wav": "/x/m0001_0_throatclearing.wav", "labels": "/m/0dl9sf8"}]}),
     )
     wav(root / "vocalsound/audio_16k/m0001_0_throatclearing.wav")
+    write(
+        root / "dcase2017t4/sound_event_list_17_classes.txt",
+        "Class_ID Confidence Class\n/m/1\t0.9\tCar\n/m/2\t0.8\tAir horn, truck horn\n",
+    )
+    write(
+        root / "dcase2017t4/groundtruth_weak_label_training_set.csv",
+        "".join(f"-aaaaaaaaaa_30_40.wav\t30\t40\t{x}\n" for x in ("Car", "Air horn, truck horn")),
+    )
     wav(root / "ravdess/Actor_01/03-01-05-01-02-01-01.wav")
     for name in ("country/country.00000.wav", "jazz/jazz.00054.au"):
         wav(root / f"gtzan/genres/{name}", format=name[-3:].strip(".").upper())
@@ -244,6 +252,9 @@ def test_published_layouts(tmp_path):
         ("train/casual_000", ["casual"]),
         ("train/gunshot_032", ["gunshot"]),
     ]
+    assert read(labels.dcase2017(r, "training")) == [
+        ("-aaaaaaaaaa_30_40", ["Car", "Air horn, truck horn"])
+    ]
     assert read(labels.vocalsound(r, "train")) == [("f0003_0_cough", ["cough"])]
     assert read(labels.ravdess(r)) == [("03-01-05-01-02-01-01", ["angry"])]
     assert read(labels.gtzan(r)) == [("country.00000", ["country"]), ("jazz.00054", ["jazz"])]
@@ -291,7 +302,7 @@ def test_published_layouts(tmp_path):
         ),
         ("musicqa/FinetuneMusicQA.json", '["a"]', "musicqa"),
         ("openaqa/x.json", '["a"]', "openaqa_captions"),
-        ("macs/MACS.yaml", "files:\n- filename: x\n  annotations: [{sentence: }]\n", "macs"),
+        ("macs/MACS.yaml", "files:\n- filename: x\n  annotations: [{sentence: 5}]\n", "macs"),
         ("vocalsound/datafiles/tr.json", '{"data": [{"labels": "x"}]}', "vocalsound"),
     ],
 )

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_samples, write_samples
 
 from data import Source, read_source
@@ -100,6 +101,103 @@ def test_an_interrupted_writer_goes_on_after_its_last_whole_shard(tmp_path, stop
         with ShardWriter(tmp_path / name, 20, key="k") as writer:
             for s in samples:
                 writer.write(s)
+        assert not (tmp_path / name / "building.json").exists()
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
     }
+
+
+# --- what is written can be read again --------------------------------------------------------
+
+
+def sample(**changed):
+    return next(make_samples(1)) | changed
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        (dict(sample=sample(id="clip 7"), audio=("m4a", b"x")), "'clip 7'.*'m4a'.*flac"),
+        (dict(sample=sample(id="clip 7"), audio=("wav", "x.wav")), "'clip 7': audio must be"),
+        (dict(sample=sample(id="clip 7"), audio=("wav", b"")), "'clip 7': audio must be"),
+        (dict(sample=sample(id="clip 7"), vector=np.ones((1, 4))), r"'clip 7'.*\(1, 4\)"),
+        (dict(sample=sample(id="clip 7"), vector=np.array([1, np.nan])), "'clip 7'.*no finite"),
+        (dict(sample=sample(id="clip 7"), vector=np.array([1, 1e6])), "'clip 7'.*no finite"),
+        (dict(sample=sample(id="clip 7"), vector=np.ones(0)), "'clip 7'.*no finite"),
+        (dict(sample=sample(id="clip 7"), vector=["a"]), "'clip 7'.*no numbers"),
+        (dict(sample=sample(id="clip 7"), vector=np.ones(5)), "'clip 7'.*has 5 .*others have 4"),
+        (dict(sample=sample(id="clip 7", weight=float("nan"))), "'clip 7': weight is nothing that"),
+        (dict(sample=sample(id="clip 7", tags={"a"})), "'clip 7': tags is nothing that JSON"),
+        (dict(sample=sample(id="clip 7", answer="\ud83d")), "'clip 7' .*answer holds half"),
+        (dict(sample=sample(id="clip 7", more=[{"a": "\ud83d"}])), "'clip 7' .*more holds half"),
+        (dict(sample=sample(id="clip 7", task="x")), "'clip 7' .*task"),
+        (dict(sample=sample(id="clip 7", answer=5)), "'clip 7' .*answer is 5"),
+        (dict(sample=["clip 7"]), "a sample is a dict"),
+    ],
+)
+def test_what_the_reader_would_not_find_is_refused_by_name(tmp_path, bad, said):
+    with ShardWriter(tmp_path) as shards:
+        shards.write(sample(), vector=np.ones(4))
+        with pytest.raises(DataError, match=said):
+            shards.write(**bad)
+        shards.write(sample(id="after"), vector=np.ones(4))
+    ids = [s["id"] for s in read_source(Source(tmp_path), strict=True)]
+    assert ids == [sample()["id"], "after"]  # nothing half-written between them
+
+
+def test_the_first_vector_or_the_set_says_the_dimension(tmp_path):
+    with ShardWriter(tmp_path / "a", vectors={"dim": 8, "side": "text"}) as shards:
+        with pytest.raises(DataError, match="has 4 .*others have 8"):
+            shards.write(sample(), vector=np.ones(4))
+        shards.write(sample(), vector=torch.ones(8, requires_grad=True))
+        shards.write(sample(), vector=[0.5] * 8)
+    assert [s["vector"].sum() for s in read_source(Source(tmp_path / "a"))] == [8, 4]
+
+
+def test_ordinary_relatives_are_taken(tmp_path):
+    """numpy's numbers, as pandas hands them out; an extension as the file has it."""
+    fields = dict(id=np.int64(5), n=np.array([1, 2]), x=np.float32(0.5), b=np.bool_(True))
+    with ShardWriter(tmp_path) as shards:
+        shards.write(sample(**fields, t=(np.str_("a"), 1)), audio=(".WAV", bytearray(b"RIFF")))
+    (back,) = read_source(Source(tmp_path), strict=True, audio=True)
+    assert str(back["id"]) == "5" and (back["kind"], back["audio"]) == ("wav", b"RIFF")
+    assert (back["n"], back["x"], back["b"], back["t"]) == ([1, 2], 0.5, True, ["a", 1])
+
+
+def test_a_writer_without_a_sample_leaves_no_index(tmp_path):
+    with pytest.raises(DataError, match="no sample was written"), ShardWriter(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "is empty"),
+        (b"[]", "JSON list"),
+        (b"{}", "not of the writer's form"),
+        (b'{"key": "k", "shards": 5, "sources": {}, "tasks": {}}', "not of the writer's form"),
+        (
+            b'{"key": "k", "shards": [{"file": "0.tar"}], "sources": {}, "tasks": {}}',
+            "not of the writer's form",
+        ),
+        (
+            b'{"key": "k", "sources": {}, "tasks": {},'
+            b'"shards": [{"file": "000007.tar", "n": 2, "sha256": ""}]}',
+            "000007.tar, which is gone",
+        ),
+    ],
+)
+def test_a_damaged_building_json_says_what_to_do(tmp_path, content, said):
+    (tmp_path / "building.json").write_bytes(content)
+    with pytest.raises(DataError, match=f"building.json.*{said}.*delete the folder"):
+        ShardWriter(tmp_path, key="k")
+
+
+def test_an_index_is_written_whatever_its_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "caf\udce9"])
+    with ShardWriter(tmp_path) as shards:
+        shards.write(sample())
+        shards.info["left_out"] = "\ud83d"
+    index = json.loads((tmp_path / "index.json").read_bytes())
+    assert index["command"].endswith("'caf\\udce9'") and index["left_out"] == "\ud83d"

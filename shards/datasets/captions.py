@@ -5,13 +5,14 @@ from pathlib import Path
 
 import yaml
 
+from disk import read_json
 from shards.files import (
     DataError,
     Folder,
+    check_head,
     clean,
     csv_records,
     json_lines,
-    load_json,
     reader_of,
     stream_json,
 )
@@ -24,7 +25,18 @@ def audiocaps(folder, split):
         video = row.youtube(row["youtube_id"])
         name = f"{video}_{row['start_time']}"
         sound = (f"Y{video}", name, video)
-        yield dict(id=name, caption=clean(row["caption"]), youtube=video, sound=sound)
+        yield row.clip(id=name, caption=clean(row["caption"]), youtube=video, sound=sound)
+
+
+@reader_of("audiocaps")
+def audiocaps_clips(folder, split):
+    """The clips of val or test, each with its five captions, which stand in rows of their own."""
+    clips = {}
+    for row in audiocaps(folder, split):
+        known = {field: row[field] for field in ("id", "youtube", "sound", "place")}
+        clip = clips.setdefault(row["youtube"], known | {"captions": []})
+        clip["captions"].append(row["caption"])
+    yield from clips.values()
 
 
 @reader_of("clotho")
@@ -36,16 +48,17 @@ def clotho(folder, split):
     path = folder.find(f"clotho_captions_{split}.csv")
     columns = [f"caption_{i}" for i in range(1, 6)]
     for row in csv_records(path, ("file_name", *columns)):
-        file = row["file_name"]
+        file = row.name("file_name")
         stem = file.removesuffix(".wav")
         captions = [clean(row[column]) for column in columns]
         sound = (f"{split}/{stem}", f"clotho_audio_{split}/{stem}")
-        yield dict(id=f"{split}/{file}", file=file, captions=captions, sound=sound)
+        yield row.clip(id=f"{split}/{file}", file=file, captions=captions, sound=sound)
 
 
 @reader_of("macs")
 def macs(folder):
     path = folder.find("MACS.yaml")
+    check_head(path)
     try:
         with open(path, encoding="utf-8") as file:
             entries = yaml.load(file, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["files"]
@@ -54,7 +67,7 @@ def macs(folder):
             for i, annotation in enumerate(entry["annotations"]):
                 caption = clean(annotation["sentence"])
                 yield dict(id=f"{name}/{i}", caption=caption, sound=(Path(name).stem,))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as e:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as e:
         problem = f"not MACS as published ({type(e).__name__} {str(e)[:200]}); get it again"
         raise DataError(f"{path}: {problem}") from e
 
@@ -71,14 +84,13 @@ WAVCAPS = {
 def wavcaps(folder, part):
     """Only id and caption are in all parts. AudioSet's ids are Y<video>.wav, the others' bare."""
     for row in stream_json(folder.find(WAVCAPS[part]), "data"):
-        row.require(["id"])
-        row.require(["caption"], str)
-        name = str(row["id"]).removesuffix(".wav").removesuffix(".flac")
-        clip = dict(id=name, caption=clean(row["caption"]), sound=(name,))
+        row.require(["id", "caption"])
+        name = row.name("id").removesuffix(".wav").removesuffix(".flac")
+        clip = row.clip(id=name, caption=clean(row["caption"]), sound=(name,))
         if part == "audioset":
             clip["youtube"] = row.youtube(name.removeprefix("Y"))
         elif part == "freesound":
-            clip["freesound"] = name
+            clip["freesound"] = row.digits("id", "Freesound id")
         yield clip
 
 
@@ -92,15 +104,19 @@ def wavcaps_blacklist(folder: Folder) -> list[dict[str, set]]:
     found = []
     for name in ("blacklist_exclude_test_ac.json", "blacklist_exclude_ub8k_esc50_vggsound.json"):
         path = folder.find(name)
-        lists = load_json(path)
-        if not isinstance(lists, dict) or not {"AudioSet", "FreeSound"} <= lists.keys():
+        lists = read_json(path)
+        if not all(is_list_of_ids(lists.get(key)) for key in ("AudioSet", "FreeSound")):
             raise DataError(
                 f"{path}: not WavCaps' list of ids for AudioSet and FreeSound; get it again"
             )
-        youtube = {name.removesuffix(".wav").removeprefix("Y") for name in lists["AudioSet"]}
+        youtube = {str(name).removesuffix(".wav").removeprefix("Y") for name in lists["AudioSet"]}
         freesound = {str(name).removesuffix(".wav") for name in lists["FreeSound"]}
         found.append({"youtube": youtube, "freesound": freesound})
     return found
+
+
+def is_list_of_ids(value) -> bool:
+    return isinstance(value, list) and all(type(entry) in (str, int) for entry in value)
 
 
 @reader_of("musiccaps")
@@ -113,7 +129,7 @@ def musiccaps(folder, split):
         video = row.youtube(row["ytid"])
         name = f"{video}_{row['start_s']}"
         sound = (f"[{video}]-[{row['start_s']}-{row['end_s']}]", name, video)
-        yield dict(id=name, caption=clean(row["caption"]), youtube=video, sound=sound)
+        yield row.clip(id=name, caption=clean(row["caption"]), youtube=video, sound=sound)
 
 
 @reader_of("song_describer")
@@ -122,9 +138,9 @@ def song_describer(folder):
     path = folder.find("song_describer.csv")
     for row in csv_records(path, ("caption_id", "track_id", "caption", "is_valid_subset", "path")):
         invalid = row.one_of("is_valid_subset", ("True", "False", "")) == "False"
-        stem = row["path"].removesuffix(".mp3")
-        yield dict(
-            id=row["caption_id"],
+        stem = row.name("path").removesuffix(".mp3")
+        yield row.clip(
+            id=row.name("caption_id"),
             caption=clean(row["caption"]),
             sound=(f"{stem}.2min", stem),
             drop="marked as not valid" if invalid else None,
@@ -133,10 +149,12 @@ def song_describer(folder):
 
 @reader_of("lp_musiccaps")
 def lp_musiccaps(folder):
-    """(audio name without extension, caption) of each track, from captions.jsonl."""
+    """The tracks that captions.jsonl has a caption of."""
 
-    def parse(_, track):
-        return re.sub(r"\.(wav|mp3|flac)$", "", track["audio_name"]), clean(track["caption"])
+    def parse(line, track):
+        name = re.sub(r"\.(wav|mp3|flac)$", "", track["audio_name"])
+        place = f"captions.jsonl, line {line}"
+        return dict(id=name, caption=clean(track["caption"]), sound=(name,), place=place)
 
     expected = '{"audio_name": ..., "caption": ...}'
     yield from json_lines(folder.find("captions.jsonl"), parse, expected, "get it again")

@@ -12,6 +12,7 @@ from shards.files import (
     readable,
     reader_of,
     stream_json,
+    text_lines,
 )
 
 # --- labels as the files name them, and as they read --------------------------------------
@@ -56,7 +57,7 @@ def audioset(folder, split="balanced_train"):
         if row["ytid"] == "YTID":
             continue
         video, start = row.youtube(row["ytid"]), row["start"]
-        yield dict(
+        yield row.clip(
             id=f"{video}_{start.split('.')[0]}",
             labels=[name_of(label, names, row) for label in row["mids"].split(",")],
             youtube=video,
@@ -94,7 +95,7 @@ def fsd50k(folder, split):
     for row in csv_records(folder.find(f"{split}.csv"), ("fname", "labels", "mids")):
         name = row.digits("fname", "Freesound id")
         labels = [readable(label) for label in row["labels"].split(",")]
-        yield dict(id=name, labels=labels, freesound=name, sound=(name,))
+        yield row.clip(id=name, labels=labels, freesound=name, sound=(name,))
 
 
 def fsd50k_labels(folder: Folder) -> list[str]:
@@ -108,7 +109,7 @@ def vggsound(folder, split):
     if split == "test":
         for row in csv_records(folder.find("test.csv"), ("file", "label"), header=False):
             stem = row["file"].removesuffix(".mp4")
-            yield dict(
+            yield row.clip(
                 id=stem, labels=[row["label"]], youtube=row.youtube(stem[:11]), sound=(stem,)
             )
         return
@@ -116,9 +117,9 @@ def vggsound(folder, split):
     for row in csv_records(folder.find("vggsound.csv"), columns, header=False):
         if row["split"] == split:
             video = row.youtube(row["ytid"])
-            stem = f"{video}_{int(row['start']):06d}"
+            stem = f"{video}_{int(row.digits('start')):06d}"
             sound = (stem, f"{video}_{row['start']}")
-            yield dict(id=stem, labels=[row["label"]], youtube=video, sound=sound)
+            yield row.clip(id=stem, labels=[row["label"]], youtube=video, sound=sound)
 
 
 def vggsound_labels(folder: Folder) -> list[str]:
@@ -152,39 +153,39 @@ def dcase2017_labels(folder: Folder) -> list[str]:
 def esc50(folder):
     columns = ("filename", "fold", "target", "category", "src_file")
     for row in csv_records(folder.find("esc50.csv"), columns):
-        stem, target = row["filename"].removesuffix(".wav"), row["target"]
-        if not (target.isdigit() and stem.endswith(f"-{target}")):
+        stem, target = row.name("filename").removesuffix(".wav"), row.digits("target")
+        if not stem.endswith(f"-{target}"):
             raise row.error(
                 f"target {target!r} does not fit {row['filename']!r}; get the original file"
             )
-        yield {
-            "id": stem,
-            "labels": [readable(row["category"])],
-            "class": int(target),
-            "freesound": row["src_file"],
-            "sound": (stem, stem.rpartition("-")[0]),  # ESC-10's own files lack the target
-        }
+        yield row.clip(
+            id=stem,
+            labels=[readable(row["category"])],
+            number=int(target),
+            freesound=row.digits("src_file", "Freesound id"),
+            sound=(stem, stem.rpartition("-")[0]),  # ESC-10's own files lack the target
+        )
 
 
 @reader_of("urbansound8k")
 def urbansound8k(folder):
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
     for row in csv_records(folder.find("UrbanSound8K.csv"), columns):
-        stem = row["slice_file_name"].removesuffix(".wav")
-        yield {
-            "id": stem,
-            "labels": [readable(row["class"])],
-            "class": int(row.digits("classID")),
-            "freesound": row.digits("fsID"),
-            "sound": (f"fold{row['fold']}/{stem}", stem),
-        }
+        stem = row.name("slice_file_name").removesuffix(".wav")
+        yield row.clip(
+            id=stem,
+            labels=[readable(row["class"])],
+            number=int(row.digits("classID")),
+            freesound=row.digits("fsID", "Freesound id"),
+            sound=(f"fold{row['fold']}/{stem}", stem),
+        )
 
 
 @reader_of("tut2017")
 def tut2017(folder, split):
     outer = f"TUT-acoustic-scenes-2017-{split}"
     path = folder.find(f"{outer}/meta.txt", f"{split}/meta.txt")
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in text_lines(path):
         name, *rest = line.split("\t")
         if not rest or rest[0] not in TUT:
             expected = "(tab-separated: file, scene)"
@@ -242,8 +243,8 @@ def ravdess(folder):
 def gtzan(folder, tracks="all"):
     """tracks: all 1,000, wav or au, or those of the fault-"filtered" test list beside them."""
     if tracks == "filtered":
-        lines = folder.find("test_filtered.txt").read_text().splitlines()
-        names = [Path(line.strip()).stem for line in lines if line.strip()]
+        lines = text_lines(folder.find("test_filtered.txt"))
+        names = [Path(line.strip()).stem for _, line in lines]
     else:
         paths = folder.names("*.[wa][au]*", "genres/<genre>/<genre>.00000.wav or .au")
         names = [path.stem for path in paths if path.suffix in (".wav", ".au")]
@@ -289,4 +290,5 @@ def classes(reader: Callable, root: Root) -> list[str] | None:
 
 def in_order(clips: Iterable[dict]) -> list[str]:
     """The labels of single-label clips by their class number."""
-    return [label for _, label in sorted({(clip["class"], clip["labels"][0]) for clip in clips})]
+    pairs = {(clip["number"], label) for clip in clips for label in clip["labels"]}
+    return [label for _, label in sorted(pairs)]

@@ -18,8 +18,8 @@ def clothoaqa(folder, split):
     for row in csv_records(path, ("file_name", "QuestionText", "answer", "confidence")):
         if row["confidence"].lower() not in ("yes", "no", "maybe"):
             raise row.error(f"confidence {row['confidence']!r} is none of yes, no and maybe")
-        file = row["file_name"]
-        yield dict(
+        file = row.name("file_name")
+        yield row.clip(
             id=f"{file}/{row.number}",
             file=file,
             question=clean(row["QuestionText"]),
@@ -35,9 +35,10 @@ def openaqa(folder):
     folder.opened |= dict.fromkeys(paths)
     for path in paths:
         for row in stream_json(path):
-            row.require(("instruction", "audio_id", "dataset", "task", "output"), str)
+            row.require(("audio_id", "dataset", "task"), str)
+            row.require(("instruction", "output"))
             texts = {column: clean(row[column]) for column in ("instruction", "output")}
-            yield row | texts | {"id": f"{path.stem}/{row.number}"}
+            yield row | texts | row.clip(id=f"{path.stem}/{row.number}")
 
 
 @reader_of("musicqa")
@@ -50,9 +51,9 @@ def musicqa(folder, split):
             raise row.error(
                 f"not one question of 'human' and one answer of 'gpt': {str(row)[:120]}"
             )
-        yield dict(
+        yield row.clip(
             id=f"{split}/{row.number}",
-            file=row["audio_name"],
+            file=row.name("audio_name"),
             question=clean(talk["human"]),
             answer=clean(talk["gpt"]),
             sound=(os.path.splitext(row["audio_name"])[0],),
@@ -73,8 +74,8 @@ def airbench(folder, part):
             continue
         found += 1
         stem = os.path.splitext(row["path"])[0]
-        yield dict(
-            id=str(row["uniq_id"]),
+        yield row.clip(
+            id=row.name("uniq_id"),
             question=clean(row["question"]),
             answer=clean(row["answer_gt"]),
             meta_info=str(row["meta_info"]),
@@ -92,18 +93,19 @@ def mmau(folder, split):
     Some categories are lists, some choices have a leading space.
     """
     for row in stream_json(folder.find(f"mmau-{split}.json")):
-        choices = [choice.strip() for choice in row.get("choices", ())]
-        answer = (row.get("answer") or "").strip()
-        if len(choices) < 2 or (split != "test" and answer not in choices):
+        row.require(["choices"], list)
+        choices, answer = [clean(choice) for choice in row["choices"]], clean(row.get("answer"))
+        withheld = split == "test" and not answer
+        if len(set(choices)) < 2 or not (withheld or answer in choices):
             raise row.error(f"the answer {answer!r} is not among the choices {choices}")
         category = row.get("category", "")
-        yield dict(
-            id=row["id"],
+        yield row.clip(
+            id=row.name("id"),
             question=clean(row["question"]),
             choices=choices,
             answer=answer,
             category=row["task"],
             skill=category[0] if isinstance(category, list) else category,
             difficulty=row.get("difficulty", ""),
-            sound=(Path(row["audio_id"]).stem,),
+            sound=(Path(row.name("audio_id")).stem,),
         )
