@@ -451,7 +451,7 @@ def load_clap(name):
 
     Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) ->
     (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises DataError where it
-    cannot be imported, with a list of what is missing in it.
+    cannot be imported, and where it lacks one of these.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
         return CLAP.from_pretrained(name)
