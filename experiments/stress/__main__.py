@@ -67,7 +67,7 @@ def trial(name: str, folder: str, seed: int, show: bool = False) -> dict:
     if not damage:
         found |= {"outcome": "CRASH", "kind": "the trial itself fails"}
     elif found["outcome"] == "CRASH" and ended.error:
-        several = " of several lines" if "SystemExit" == ended.error["kind"] else ""
+        several = " of several lines" if ended.error["kind"] == "SystemExit" else ""
         found["kind"] = f"{ended.error['kind']}{several} at {ended.error['at']}"
         found["message"] = ended.error["message"]
     elif found["outcome"] in ("SILENT", "HANG", "KILLED", "CRASH"):
