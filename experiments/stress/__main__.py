@@ -37,6 +37,12 @@ COUNTS = {"kill": 50, "disk": 10, "mutate": 500}  # of each command or kind of f
 CHAIN = 5  # kills of one task
 OUTCOMES = ("unchanged", "left out", "changed", "refused", "SILENT", "CRASH", "HANG", "KILLED")
 LIMIT = 30  # seconds for a damaged file
+ABOUT = """\
+On a tiny random world, by `python -m experiments.stress`; the seeds decide the moments and the
+damage. Starts are forked from a process that has imported torch already: no kill falls into the
+imports. *Exact*: every file that an uninterrupted run leaves is there, bit for bit the same, but
+for pictures and for rates in the log. *Changed*: only the damaged bytes' own sample, sound or
+tensor differs, which nothing can tell. *SILENT*: others are lost or changed, and nothing tells."""
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def total(results: list[dict], field: str) -> int:
 
 def markdown(results: list[dict], seconds: dict[str, float]) -> str:
     """The tables, and every problem with the seed that repeats it."""
-    parts = []
+    parts = [ABOUT]
     if found := by_name(results, "kill"):
         head = "command | uninterrupted | kills | runs that ended | of these exact | in a row"
         rows = [

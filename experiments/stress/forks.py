@@ -105,8 +105,8 @@ def serve(function, arguments, out: int, back: int, limit: float):
         resource.setrlimit(resource.RLIMIT_AS, (memory + MEMORY, -1))
         os.dup2(out, 1)
         os.dup2(out, 2)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)  # the parent's may be a file's
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # the parent's may be a file's
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         result = (function(*arguments), None)
     except SystemExit as error:
         if isinstance(error.code, str):
