@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from disk import DataError
 from experiments.stress import mutate
 from experiments.stress.__main__ import outcome
 from experiments.stress.forks import Disk, fork
+from experiments.stress.kills import Whole, fingerprint
 from experiments.stress.readers import compare
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +49,28 @@ def test_a_fork_is_short_of_memory_and_disk(tmp_path):
     assert fork(write, str(tmp_path / "a")).status == 0
     ended = fork(write, str(tmp_path / "b"), disk=Disk(0.1, 10))
     assert ended.error["kind"] == "OSError" and (tmp_path / "b").stat().st_size == 10
+
+
+def test_a_resumed_run_is_compared_in_all_that_matters(tmp_path):
+    whole, out = Whole("train", "train", [], str(tmp_path)), tmp_path / "out"
+    out.mkdir()
+    ended = fork(dict)
+
+    def write(value, rate, name="a.json"):
+        torch.save({"model": {"w": torch.tensor([value])}, "step": 1}, out / "state.pt")
+        line = {"step": 1, "loss": 2.5, "samples_per_s": rate}
+        (out / "log.jsonl").write_text(json.dumps(line) + "\n")
+        (out / name).write_text("{}")
+
+    write(1.0, rate=3.0)
+    whole.files = fingerprint(str(out))
+    write(1.0, rate=4.0)
+    assert whole.judge(ended, tmp_path) == (None, [])
+    write(1.0, rate=4.0, name="b.json")
+    assert whole.judge(ended, tmp_path) == (None, ["b.json"])
+    write(1.0000001, rate=3.0)
+    assert whole.judge(ended, tmp_path)[0] == "another result: state.pt"
+    assert "status 70" in whole.judge(fork(int, "x"), tmp_path)[0]
 
 
 def test_compare():

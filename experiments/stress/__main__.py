@@ -181,66 +181,71 @@ def failed(result: dict) -> bool:
 # --- the command --------------------------------------------------------------------------------
 
 
-def prepare(folder: Path) -> None:
-    """The world, in forks; and every module that its commands import, here."""
-    preload([])
-    needed = [fork(worlds.make, folder, limit=120)]
-    for name, (module, argv) in worlds.commands(folder).items():
-        place = folder / ("run" if name == "train" else f"first_{name}")
-        place.mkdir(exist_ok=True)
-        needed.append(fork(imported_by, module, argv, str(place), limit=120))
-        if needed[-1].value is None:
-            break
-        preload(needed[-1].value)
-    halve(folder)
-    needed.append(fork(readers.remember, str(folder), limit=120))
-    for ended in needed:
+def prepare(folder: Path, damage: bool) -> None:
+    """The world, in forks; and every module that its commands import, here.
+
+    damage: with all that the trials of damaged files need.
+    """
+
+    def need(ended):
         if ended.status:
             raise SystemExit(f"stress: the world cannot be made:\n{ended.output[-3000:]}")
+        return ended.value
+
+    preload([])
+    need(fork(worlds.make, folder, limit=120))
+    for name, (module, argv) in worlds.commands(folder).items():
+        place = folder / f"first_{name}"
+        place.mkdir()
+        preload(need(fork(imported_by, module, argv, str(place), limit=120)))
+    if damage:
+        halve(folder)
+        need(fork(readers.remember, str(folder), limit=120))
 
 
 def halve(folder: Path) -> None:
     """A training run that is killed when six of its twelve updates are saved."""
     module, argv = worlds.commands(folder)["train"]
-    low, high = 0.0, 10.0  # seconds after which the kill is too early, too late
-    for _ in range(30):
-        at, place = (low + high) / 2, folder / "half"
+    place, at = folder / "half", 1.5  # seconds
+    for _ in range(60):
         place.mkdir()
         command(module, argv, place, kill_at=at)
-        step = fork(saved_step, str(place / "out/state.pt")).value
+        step = fork(saved_step, str(place / "out")).value
         if step == 6:
             return
-        low, high = (at, high) if step < 6 else (low, at)
+        at *= 1.2 if step < 6 else 0.9
         shutil.rmtree(place)
     raise SystemExit("stress: no run could be killed half-way")
 
 
-def saved_step(path: str) -> int:
-    return torch.load(path, weights_only=True)["step"] if os.path.exists(path) else 0
+def saved_step(out: str) -> int:
+    """Updates that are saved, with a model beside them."""
+    if not os.path.exists(f"{out}/model/step.json"):
+        return 0
+    return torch.load(f"{out}/state.pt", weights_only=True)["step"]
 
 
-def tasks_of(args: argparse.Namespace, folder: Path) -> list[tuple]:
+def tasks_of(args: argparse.Namespace, folder: Path, pool) -> list[tuple]:
     """(part, command or files, seed, count) of all that was asked for."""
-    tasks = []
-    for part in ("mutate", "disk", "kill"):
-        if args.part not in ("all", part):
-            continue
-        known = readers.TRIALS if part == "mutate" else COMMANDS
+    parts = [part for part in ("mutate", "disk", "kill") if args.part in ("all", part)]
+    tasks, wholes = [], {}
+    if parts != ["mutate"]:
+        asked = args.names or COMMANDS
+        known = worlds.commands(folder)
+        runs = [Whole(name, *known[name], str(folder)) for name in asked]
+        wholes = {whole.name: whole for whole in pool.map(Whole.measure, runs)}
+    for part in parts:
         n = COUNTS[part] if args.n is None else args.n
-        if args.part == "all" and args.n is not None:
-            n = max(1, round(COUNTS[part] * args.n / COUNTS["mutate"]))
-        for name in args.names or known:
-            if name not in known:
-                raise SystemExit(f"stress: no {name!r} in {part}; there are: {', '.join(known)}")
+        if args.part == "all":
+            n = max(1, n * COUNTS[part] // COUNTS["mutate"]) if args.n else n
+        for name in args.names or (readers.TRIALS if part == "mutate" else COMMANDS):
             if part == "mutate":
-                subject, seeds, count = (name, str(folder)), range(args.seed, args.seed + n), 1
-            else:
-                module, argv = worlds.commands(folder)[name]
-                subject, count = Whole(name, module, argv, str(folder)), CHAIN
-                subject = subject.measure()
-                seeds = range(args.seed, args.seed + (n if part == "disk" else -(-n // CHAIN)))
-            last = n - CHAIN * (len(seeds) - 1)
-            tasks += [(part, subject, s, last if s == seeds[-1] else count) for s in seeds]
+                tasks += [(part, (name, str(folder)), args.seed + i, 1) for i in range(n)]
+            elif part == "disk":
+                tasks += [(part, wholes[name], args.seed + i, 1) for i in range(n)]
+            else:  # in chains
+                starts = range(0, n, CHAIN)
+                tasks += [(part, wholes[name], args.seed + i, min(CHAIN, n - i)) for i in starts]
     return tasks
 
 
@@ -261,14 +266,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0  # no thread
+    known = {"all": (), "mutate": readers.TRIALS}.get(args.part, COMMANDS)
+    if unknown := set(args.names) - {*known}:
+        parser.error(f"no {', '.join(unknown)} in {args.part}; there are: {', '.join(known)}")
+    results = []
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        tasks = tasks_of(args, Path(folder))
-        if args.part == "mutate" and len(tasks) == 1:
-            print(trial(*tasks[0][1], tasks[0][2], show=True))
-            return
-        results = []
+        prepare(Path(folder), args.part in ("all", "mutate"))
         with get_context("fork").Pool(2) as pool:
+            tasks = tasks_of(args, Path(folder), pool)
+            if args.part == "mutate" and len(tasks) == 1:
+                print(trial(*tasks[0][1], tasks[0][2], show=True))
+                return
             bar = tqdm(pool.imap_unordered(do, tasks), total=len(tasks), unit=" tasks")
             for result in bar:
                 results.append(result)

@@ -128,7 +128,10 @@ def serve(function, arguments, out: int, back: int, limit: float):
 
 def described(error: BaseException) -> dict:
     """An exception: its class and its bases, its message, and the project's line that it met."""
-    frames = traceback.extract_tb(error.__traceback__)
+    cause = error
+    if isinstance(error, SystemExit) and error.__context__:  # it tells of this one
+        cause = error.__context__
+    frames = traceback.extract_tb(cause.__traceback__)
     here = str(Path(__file__).parent)
     ours = [f for f in frames if f.filename.startswith(str(PROJECT)) and here not in f.filename]
     outside = frames[-1] if frames else None

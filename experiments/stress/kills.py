@@ -49,30 +49,24 @@ def flat(value) -> str:
 class Whole:
     """A command's uninterrupted run."""
 
-    def __init__(
-        self, name: str, module: str, argv: list[str], world: str, seconds=0.0, files=None
-    ):
+    def __init__(self, name: str, module: str, argv: list[str], world: str):
         self.name, self.module, self.argv, self.world = name, module, argv, world
-        self.seconds, self.files = seconds, files
 
     def run(self, folder: Path, **how) -> Ended:
         return command(self.module, self.argv, folder, limit=120, **how)
 
     def measure(self) -> "Whole":
-        """Runs it twice: raises RuntimeError unless both end alike."""
-        found = []
-        for i in range(2):
-            folder = Path(self.world, f"whole_{self.name}_{i}")
-            folder.mkdir()
-            ended = self.run(folder)
-            if ended.status:
-                raise RuntimeError(f"{self.name} itself fails: {ended.output[-3000:]}")
-            found.append(fork(fingerprint, str(folder / "out")).value)
-            self.seconds, self.files = ended.seconds, found[0]
-            self.largest = max(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            shutil.rmtree(folder)
-        if found[0] != found[1] or not found[0]:
-            raise RuntimeError(f"{self.name}: two uninterrupted runs differ: {differences(*found)}")
+        """Runs it again: raises RuntimeError unless it ends as in world/first_NAME."""
+        folder = Path(self.world, f"again_{self.name}")
+        folder.mkdir()
+        ended = self.run(folder)
+        if ended.status:
+            raise RuntimeError(f"{self.name} itself fails: {ended.output[-3000:]}")
+        self.seconds, self.files = ended.seconds, fork(fingerprint, str(folder / "out")).value
+        self.largest = max(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        first = fork(fingerprint, f"{self.world}/first_{self.name}/out").value
+        if not first or first != self.files:
+            raise RuntimeError(f"two uninterrupted runs of {self.name} differ")
         return self
 
     def judge(self, ended: Ended, folder: Path) -> tuple[str | None, list[str]]:
@@ -85,10 +79,6 @@ class Whole:
         left = sorted(made.value.keys() - self.files.keys())
         changed = [name for name in self.files if made.value.get(name) != self.files[name]]
         return (f"another result: {', '.join(changed[:4])}" if changed else None), left
-
-
-def differences(a: dict, b: dict) -> list[str]:
-    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
 def last_line(ended: Ended) -> str:

@@ -59,7 +59,7 @@ def remember(world: str) -> None:
     found |= {name: build(Path(world, "small"), name, Path(world, "built")) for name in BUILT}
     for name, read in found.items():
         Path(world, f"before_{name}.json").write_text(json.dumps(read))
-    Path(world, "answers.json").write_text(answers(Path(world, "run/out/model")))
+    Path(world, "answers.json").write_text(answers(Path(world, "first_train/out/model")))
     clap = load_clap(f"{world}/clap")
     vectors = {
         f"{name} {crop}": encode_file(clap, f"{world}/sounds/{name}", crop, seeded())
@@ -332,7 +332,7 @@ def checkpoint(world: str, seed: int) -> dict:
     part = rng.choice(MODEL + RUN)
     folder = scratch(world)
     of_run = part in RUN
-    shutil.copytree(Path(world, "half" if of_run else "run", "out"), folder / "out")
+    shutil.copytree(Path(world, "half" if of_run else "first_train", "out"), folder / "out")
     path = folder / "out" / part
     words = mutate.in_place(path, rng)
     if not words and rng.random() < 0.5:
@@ -359,7 +359,7 @@ def resume(world: Path, folder: Path) -> str:
     module, argv = commands(world)["train"]
     rarely = [f"--{what}_every=12" for what in ("save", "val", "log")]
     run_module(module, [*argv, *rarely], str(folder))
-    same = weights(folder / "out/model") == weights(world / "run/out/model")
+    same = weights(folder / "out/model") == weights(world / "first_train/out/model")
     return "unchanged" if same else "changed"
 
 

@@ -1,13 +1,12 @@
 """A tiny random world, made in seconds: models, shards, sounds and annotation files.
 
-    llm/ clap/            random weights
-    raw/ train/ val/      shards: texts; texts with vectors
-    bench/                two benchmarks with audio
-    root/                 annotation files, as the datasets' owners publish them
-    sounds/               one sound in every format
-    run/ half/            a training run of twelve updates, and one that was killed after six
-
-The commands of COMMANDS are run in folders beside these, and write to `out` there.
+llm/ clap/            random weights
+raw/ train/ val/      shards: texts; texts with vectors
+bench/                two benchmarks with audio
+root/                 annotation files, as the datasets' owners publish them
+sounds/               one sound in every format
+first_train/out/ ...  of each command an uninterrupted run; training has twelve updates
+half/out/             a training run that was killed after six
 """
 
 import csv
@@ -46,7 +45,7 @@ def commands(world: Path) -> dict[str, tuple[str, list[str]]]:
     train = f"""tiny --build= --train={world}/train --val={world}/val --val_every=6 --out=out
         --llm={world}/llm --clap={world}/clap {sizes} {updates} --lora_rank=2 --warmup=3
         --memory=20 --clusters=3 --workers=0 --device=cpu"""
-    evaluate = f"""--ckpt {world}/run/out/model --shards {world}/bench --out out --batch 4
+    evaluate = f"""--ckpt {world}/first_train/out/model --shards {world}/bench --out out --batch 4
         --columns text,none,santa --device cpu"""
     return {
         "train": ("train", train.split()),
@@ -60,14 +59,13 @@ def commands(world: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 def make(world: Path) -> None:
-    """All but the training run."""
+    """All but the runs."""
     tokenizer = make_tokenizer()
     make_models(world, tokenizer)
     make_sounds(world / "sounds")
     make_shards(world)
     make_annotations(world / "root", audiocaps=12_000)
     make_annotations(world / "small", audiocaps=12)
-    (world / "run").mkdir()
 
 
 # --- models -------------------------------------------------------------------------------------
