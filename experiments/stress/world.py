@@ -64,7 +64,7 @@ def make(world: Path) -> None:
     make_models(world, tokenizer)
     make_sounds(world / "sounds")
     make_shards(world)
-    make_annotations(world / "root", audiocaps=12_000)
+    make_annotations(world / "root", audiocaps=9_000)
     make_annotations(world / "small", audiocaps=12)
 
 
