@@ -28,6 +28,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -158,13 +159,28 @@ def read_index(url: str) -> dict:
     shards, vectors = index.get("shards"), index.get("vectors")
     fits = (
         is_list(shards, dict)
-        and all(type(s.get("n")) is int and isinstance(s.get("file"), str) for s in shards)
+        and all(isinstance(s.get("file"), str) and is_count(s.get("n")) for s in shards)
         and isinstance(index.get("hash"), str)
-        and (vectors is None or (isinstance(vectors, dict) and {"dim", "side"} <= vectors.keys()))
+        and (vectors is None or is_made(vectors))
     )
     if not fits:
         raise DataError(f"{url} is another program's, or damaged: move it away; {advice}")
     return index
+
+
+def is_made(vectors) -> bool:
+    """Whether it can be what index.json says of a set's vectors."""
+    return (
+        isinstance(vectors, dict)
+        and type(vectors.get("dim")) is int
+        and vectors.get("side") in ("text", "audio")
+        and isinstance(vectors.get("clap", ""), str)
+    )
+
+
+def is_count(n) -> bool:
+    """Whether it can be a shard's number of samples."""
+    return type(n) is int and 0 <= n < 1e8
 
 
 def open_url(url: str):
@@ -327,7 +343,7 @@ def read_npy(data: bytes) -> np.ndarray:
 
 
 # what numpy, json and zlib raise on bytes that are not theirs
-DAMAGED = (ValueError, TypeError, SyntaxError, EOFError, RecursionError, OverflowError)
+DAMAGED = (ValueError, TypeError, SyntaxError, EOFError, RecursionError, OverflowError, TokenError)
 
 
 def read_sample(parts: dict, audio: bool, dim: int | None = None) -> dict:

@@ -84,15 +84,15 @@ class Template:
 
     def __init__(self, template: str, tokenizer, max_answer=150, max_prompt=512):
         if template.count("{audio}") != 1 or "{instruction}" not in template:
-            raise ValueError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
+            raise DataError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
         self.before, self.after = template.split("{audio}")
         if "{instruction}" in self.before:
-            raise ValueError(
+            raise DataError(
                 f"template {template!r}: the text before {{audio}} is the same for all samples, "
                 "so {instruction} must come after it"
             )
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-text token: an answer could never end")
+            raise DataError("the tokenizer has no end-of-text token: an answer could never end")
         self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
         self.head = self.ids([self.before], control=True)[0]
         control = "|".join(map(re.escape, tokenizer.all_special_tokens))
@@ -237,7 +237,7 @@ class Mapper(nn.Module):
     ):
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+            raise DataError(f"width {width} is not a multiple of heads {heads}")
         self.linear = nn.Linear(dim_in, tokens * width)
         self.queries = nn.Parameter(torch.randn(prefix, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -261,7 +261,7 @@ def freeze(llm: nn.Module, config: MATSConfig) -> nn.Module:
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(llm.config, name, None) not in (None, 1, 1.0):
-            raise ValueError(
+            raise DataError(
                 f"{config.llm}: logits with {name} are not supported, "
                 "since the loss reads the output embedding directly"
             )
@@ -390,7 +390,7 @@ class MATS(nn.Module):
         prompts = [self.template.head + p for p in self.template.prompts(list(instructions), tags)]
         longest, new = max(map(len, prompts), default=0), decoding["max_new_tokens"]
         if longest + new > self.room:
-            raise ValueError(
+            raise DataError(
                 f"a prompt of {longest} tokens and {new} new ones do not fit the {self.room} "
                 f"positions that {self.config.llm} has left; lower max_new_tokens"
             )
@@ -526,12 +526,12 @@ class MATS(nn.Module):
         try:
             self.mapper.load_state_dict(mapper)
         except RuntimeError as e:
-            raise ValueError(f"{path} does not fit this mapper: {e}") from e
+            raise DataError(f"{path} does not fit this mapper: {e}") from e
         result = set_peft_model_state_dict(self.llm, lora)
         missing = [key for key in result.missing_keys if "lora_" in key]
         unknown = [*result.unexpected_keys, *unknown]
         if missing or unknown:
-            raise ValueError(
+            raise DataError(
                 f"{path} does not fit this model: missing {missing[:3]}, unknown {unknown[:3]}"
             )
 

@@ -218,6 +218,11 @@ def build_optimizer(cfg: TrainConfig, model: MATS, state: dict | None) -> torch.
     if state:
         with reading(f"{cfg.out}/state.pt", FRESH):
             optimizer.load_state_dict(state["optimizer"])
+            for p in model.trainable().values():
+                kept = optimizer.state[p]
+                # the fused update would read beyond a tensor that is too small
+                if {kept["exp_avg"].shape, kept["exp_avg_sq"].shape} != {p.shape}:
+                    raise ValueError("the optimizer's tensors do not fit the model's")
     return optimizer
 
 
@@ -390,6 +395,8 @@ def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
     with reading(f"{path} {seems(path)}", FRESH):
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = asdict(TrainConfig()) | state["identity"]  # fields that are newer than the run
+        if type(state.get("step")) is not int:
+            raise ValueError("no number of steps")
         missing = {"step", "optimizer", "model"} - state.keys()
     if missing:
         raise DataError(f"{path} is no run's state: it lacks {', '.join(sorted(missing))}; {FRESH}")

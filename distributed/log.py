@@ -101,6 +101,8 @@ def read(out: Path) -> list[dict]:
     for number, line in enumerate(lines[:-1], 1):
         with reading(f"{path}, line {number}", "delete that line"):
             found.append(json.loads(line))
+            if not isinstance(found[-1]["step"], int):
+                raise ValueError("no step")
     return found
 
 

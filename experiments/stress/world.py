@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clap import CLAP, CLAPConfig
+from clap import CLAP, CLAPConfig, load_clap
 from shards.writer import ShardWriter
 
 ANIMALS = ("dog", "cat", "cow", "frog", "crow", "duck", "sheep", "horse")
@@ -151,14 +151,15 @@ def samples(n: int, seed: int = 0) -> list[dict]:
 
 
 def make_shards(world: Path) -> None:
-    rng, made = np.random.default_rng(0), dict(clap="random", side="text", dim=DIM)
-    made["from"] = ""
+    clap = load_clap(str(world / "clap"))
+    made = {"clap": "clap", "side": "text", "dim": DIM, "from": ""}
     for name, n, per_shard in (("raw", 480, 16), ("train", 64, 16), ("val", 8, 8), ("few", 12, 4)):
         vectors = None if name == "raw" else made
         with ShardWriter(world / name, per_shard, vectors=vectors, command="stress") as writer:
-            for sample in samples(n, len(name)):
-                z = rng.normal(size=DIM)
-                writer.write(sample, vector=z / np.linalg.norm(z) if vectors else None)
+            written = samples(n, len(name))
+            texts = clap.encode_text([sample["text"] for sample in written])
+            for sample, z in zip(written, texts):
+                writer.write(sample, vector=z if vectors else None)
     for name, task in (("sound", "cls"), ("yesno", "aqa")):
         with ShardWriter(world / "bench" / name, 8, command="stress") as writer:
             for i, sample in enumerate(samples(24, len(name))):
