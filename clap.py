@@ -462,3 +462,12 @@ def encode_file(clap, file, crop: str = "center", generator=None) -> Tensor:
     waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
     vectors = clap.encode_audio(rearrange(waves, "... t -> (...) t"))  # (W, dim)
     return F.normalize(vectors.mean(0), dim=-1)
+
+
+def probe(clap) -> list[float]:
+    texts = ["a dog barks", "rain falls on a roof", "calm piano music"]
+    return [round(float(x), 4) for x in clap.encode_text(texts)[:, :16].cpu().float().flatten()]
+
+
+def same_encoder(a: list[float], b: list[float]) -> bool:
+    return len(a) == len(b) and max((abs(x - y) for x, y in zip(a, b)), default=0) < 0.02
