@@ -56,7 +56,7 @@ def main(argv=None) -> int:
     clap = load_clap(name)
     if isinstance(clap, torch.nn.Module):
         clap.to(args.device)
-    check_encoder(model, clap, name)
+    check_encoder(getattr(model, "probe", None), model.config.dim, clap, name)
 
     failed = 0
     for start in range(0, len(args.files), args.batch):

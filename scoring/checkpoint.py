@@ -36,14 +36,17 @@ def clap_name(ckpt: Path) -> str:
     return named
 
 
-def check_encoder(model, clap, name: str) -> None:
-    """Raises DataError where the model was trained on vectors of another encoder than this CLAP."""
-    if clap.dim != model.config.dim:
+def check_encoder(trained: list[float] | None, dim: int, clap, name: str) -> None:
+    """Raises DataError where the model was trained on vectors of another encoder than this CLAP.
+
+    trained: MATS.probe, what the encoder of the training vectors made of a few texts; None where
+    the model does not say. dim: of these vectors.
+    """
+    if clap.dim != dim:
         raise DataError(
-            f"the model was trained on vectors of {model.config.dim} numbers, and those of {name} "
-            f"have {clap.dim}: config.json's field clap names another CLAP than in training"
+            f"the model was trained on vectors of {dim} numbers, and those of {name} have "
+            f"{clap.dim}: config.json's field clap names another CLAP than in training"
         )
-    trained = getattr(model, "probe", None)
     if trained is not None and not same_encoder(trained, probe(clap)):
         raise DataError(
             f"the model was trained on vectors of another encoder than {name} is now: "

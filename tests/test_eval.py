@@ -29,6 +29,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     assert results["benchmarks"]["sound"] == {
         "ACC": last["sound"]["ACC"]["value"],
         "n": 19,
+        "clips": 20,
         "ci95": last["sound"]["ACC"]["ci95"],
     }
     assert (
@@ -38,7 +39,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     for name in ("report.md", "report.html", "results.png"):
         assert (evaluated / name).stat().st_size > 1000
     assert (
-        "| sound classification | ACC | 19 |" in (evaluated / "report.md").read_text()
+        "| sound classification | ACC | 19 of 20 |" in (evaluated / "report.md").read_text()
         and "data:audio/flac" in (evaluated / "report.html").read_text()
     )
     predictions = [
@@ -122,7 +123,7 @@ def test_a_clip_of_two_benchmarks_is_encoded_once(project, tmp_path, monkeypatch
     whole, encode_group, heard = evaluation.evaluation_of(args), evaluation.encode_group, []
 
     def counted(clap, group):
-        heard.extend(clip for clip, _ in group)
+        heard.extend(clip.digest for clip, _ in group)
         return encode_group(clap, group)
 
     monkeypatch.setattr(evaluation, "encode_group", counted)
@@ -343,7 +344,8 @@ def test_a_clip_of_several_windows_is_their_unit_mean():
             return torch.nn.functional.normalize(waves, dim=-1)
 
     waves = torch.randn(3, 4)
-    found = evaluation.encode_group(Clap(), [("a", waves), ("b", waves[:1])])
+    a, b = (evaluation.Clip(name, "", b"") for name in "ab")
+    found = evaluation.encode_group(Clap(), [(a, waves), (b, waves[:1])])
     mean = torch.nn.functional.normalize(waves, dim=-1).mean(0)
     torch.testing.assert_close(found["a"], mean / mean.norm())
     torch.testing.assert_close(found["b"], waves[0] / waves[0].norm())

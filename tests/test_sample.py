@@ -124,23 +124,14 @@ def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):
 
 
 def test_another_encoder_than_in_training_is_refused(project):
-    class Model:
-        class config:
-            dim = 16
-
-        probe = None
-
     clap = clap_module.load_clap(str(project / "clap"))
-    model = Model()
-    checkpoint.check_encoder(model, clap, "it")
-    model.probe = clap_module.probe(clap)
-    checkpoint.check_encoder(model, clap, "it")
-    model.probe = [value + 0.1 for value in model.probe]
+    own = clap_module.probe(clap)
+    for probe in (None, own):
+        checkpoint.check_encoder(probe, 16, clap, "it")
     with pytest.raises(DataError, match="of another encoder than it is now"):
-        checkpoint.check_encoder(model, clap, "it")
-    model.config.dim = 8
+        checkpoint.check_encoder([value + 0.1 for value in own], 16, clap, "it")
     with pytest.raises(DataError, match="vectors of 8 numbers, and those of it have 16"):
-        checkpoint.check_encoder(model, clap, "it")
+        checkpoint.check_encoder(own, 8, clap, "it")
 
 
 def test_sample_checks_the_encoder(project, tmp_path, monkeypatch):
