@@ -408,9 +408,12 @@ def answer(
         at = share[start : start + evaluation.batch]
         asked = [rows[i]["instruction"] for i in at]
         tags = [(rows[i].get("tag") or "") if evaluation.tags else "" for i in at]
-        said = evaluation.model.generate(
-            z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
-        )
+        try:
+            said = evaluation.model.generate(
+                z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
+            )
+        except ValueError as error:  # a question that does not fit the model, an unknown keyword
+            raise DataError(f"{name}: {error}") from error
         parts.add(dict(zip(at, said)))
         bar.update(len(at))
     bar.close()

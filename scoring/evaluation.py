@@ -72,7 +72,11 @@ class Evaluation:
     encoding: Lock = field(default_factory=Lock)  # held by the thread that fills `encoded`
 
     def __post_init__(self):
-        if "{}" not in self.template:
+        try:
+            fits = "{}" in self.template and self.template.format("label")
+        except (LookupError, ValueError):  # other braces
+            fits = False
+        if not fits:
             raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
         self.config = find_model(self.ckpt)
         self.clap_name = clap_name(self.ckpt)

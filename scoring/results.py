@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import read_source
+from data import Source, read_source
 from disk import DataError, reading, replacing, write_atomic
 from distributed.parts import readable_lines
 from santa import Santa
@@ -31,10 +31,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         "notes": notes(evaluation),
         "titles": {name: BENCHMARKS[name].title for name in evaluation.names},
         "n": n,
-        "clips": {
-            name: evaluation.sources[name].index.get("published", len(evaluation.sources[name]))
-            for name in evaluation.names
-        },
+        "clips": {name: published(evaluation.sources[name]) for name in evaluation.names},
         "failed": dict(evaluation.failed),
         "deaf": {},
         "listening": listening(evaluation.ckpt.parent / "log.jsonl"),
@@ -45,6 +42,12 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         "columns": {column: {} for column in columns},
         "benchmarks": {},
     }
+
+
+def published(source: Source) -> int:
+    """The size of the whole benchmark; of shards of one's own, their number of samples."""
+    size = source.index.get("published")
+    return size if isinstance(size, int) else len(source)
 
 
 def notes(evaluation: Evaluation) -> list[str]:

@@ -73,6 +73,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         (["--columns", "santaa"], "no santaa .*there are: text, none"),
         (["--decoding", "beams"], "neither greedy, official, beam nor JSON"),
         (["--label-template", "a label"], "in place of the label"),
+        (["--label-template", "{} of {x}"], "in place of the label"),
     ):
         with pytest.raises(DataError, match=message):
             evaluation.main(options(project, *more))
@@ -440,6 +441,16 @@ def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, mo
     assert sum(said.asked) == asked + 4  # the captions; `none` of the others is stored
     assert results_of(tmp_path / "out")["n"] == {"sound": 2, "caption": 4, "yesno": 3}
     assert "| sound captions | ROUGE-L | 4 |" in capsys.readouterr().out
+
+
+def test_a_question_that_does_not_fit_the_model_is_named(project, tmp_path):
+    bench(tmp_path, "yesno", [{"answer": "yes"}, {"answer": "no", "instruction": "why " * 300}])
+    with pytest.raises(DataError, match="yesno: .*tokens"):
+        evaluation.main(argv(project, tmp_path))
+    bench(tmp_path, "open", [{"answer": "a dog"}])
+    words = ["--bench", "open", "--decoding", '{"num_bims": 2}']
+    with pytest.raises(DataError, match="open: .*num_bims"):
+        evaluation.main(argv(project, tmp_path, *words))
 
 
 def test_where_every_benchmark_fails_the_reasons_are_given(project, tmp_path):

@@ -26,6 +26,7 @@ LABELS = ["dog", "cat", "rain", "church bell"]
 
 def letters(texts):
     """A text encoder by hand: counts of letters."""
+    "".join(texts).encode()  # as a tokenizer would
     alphabet = map(chr, range(ord("a"), ord("z") + 1))
     counts = [[text.lower().count(letter) for text in texts] for letter in alphabet]
     return F.normalize(torch.tensor(counts).double().T + 0.01, dim=-1)
@@ -329,7 +330,17 @@ def test_any_prediction_is_scored(name):
         "clothoaqa": ["yes", "no", "yes"],
         **dict.fromkeys(("audiocaps", "clotho", "musiccaps"), ["a dog barks", ""]),
     }.get(name, "dog")
-    odd = ["", " ", "word " * 1000, "Ein Hund bellt – 犬が吠える", "🐕", "dog; ; ,", "\n", "dog"]
+    odd = [
+        "",
+        " ",
+        "word " * 1000,
+        "Ein Hund bellt – 犬が吠える",
+        "🐕",
+        "dog; ; ,",
+        "\n",
+        "half \ud83d",
+        "dog",
+    ]
     rows = [row(said, answer, choices=["dog", "cat"]) | {"id": i} for i, said in enumerate(odd)]
     context = Context(LABELS, {"clap": letters}, verdicts={(0, "?"): 1.0})
     result = score(name, rows, context)
