@@ -332,12 +332,12 @@ def read_frames(sound, start, stop):
     return wave
 
 
-def decode(raw):
+def decode(raw, large: int = 1 << 22):
     """Every frame of a binary file up to the first that does not decode."""
     blocks, count = [np.zeros(0, np.float32)], 0
     # Large blocks: soundfile seeks after each, and an mp3 decoder that has to seek garbles the next
     # frames. Small ones find the place of an error. A decoder that failed once fails for good.
-    for samples in (1 << 22, 1 << 12):
+    for samples in (large, 1 << 12):
         with sound_file(raw) as sound, suppress(sf.LibsndfileError):
             sound.seek(count)
             while len(wave := read_mono(sound, -(-samples // sound.channels))) > 0:

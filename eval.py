@@ -803,7 +803,8 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
 def unchanged(evaluation: Evaluation, key: str) -> str:
     """The stored results in words, where they are those of this key; else empty."""
     stored = evaluation.out / "results.json"
-    if evaluation.failed or not stored.exists():
+    made = (stored, *(evaluation.out / f"report.{kind}" for kind in ("md", "html")))
+    if evaluation.failed or not all(path.exists() for path in made):
         return ""
     try:
         results = read_json(stored)

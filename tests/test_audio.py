@@ -12,7 +12,7 @@ import soxr
 import torch
 from scipy.signal import fftconvolve
 
-from audio import AudioError, further_chains, load_audio, places
+from audio import AudioError, decode, further_chains, load_audio, places
 
 
 def as_bytes(wave, rate, format="WAV", subtype="FLOAT"):
@@ -300,8 +300,18 @@ def test_joined_files_are_heard_whole(tmp_path, format, subtype):
     assert np.allclose(pitches(waves, 16000), [440, 440, 880, 880, 1760, 1760], atol=5)
     (tmp_path / "whole").write_bytes(bytes(3) + whole)
     assert torch.equal(load_audio(tmp_path / "whole", 16000, 2, "windows"), waves)
+    other = as_bytes(music(8000), 16000, "WAV" if format == "AU" else "AU", "PCM_16")
+    assert len(load_audio(tone(440) + other, 16000, 2, "windows")) == 2  # another format's
     tail = tone(440) + b"LIST" + bytes(4000) + b"TAG" + bytes(125)  # no sound
     assert len(load_audio(tail, 16000, 2, "windows")) == 2
+
+
+@pytest.mark.parametrize("large", [1 << 22, 9000])
+def test_blocks_before_an_error_come_once(large):
+    wave = music(80_000)[:, 0]
+    data = as_bytes(wave, 8000, "FLAC", "PCM_16")
+    got = decode(io.BytesIO(data[: len(data) // 2]), large)
+    assert 20_000 < len(got) < 60_000 and np.abs(got - wave[: len(got)]).max() < 1e-4
 
 
 def test_a_cut_mp3_is_not_garbled():

@@ -527,6 +527,9 @@ def test_results_of_another_form_are_made_again(project, tmp_path, monkeypatch, 
         evaluation.main(argv(project, tmp_path))
         assert results_of(tmp_path / "out") == wanted
     assert len(said.asked) == 1 and "is made again" in capsys.readouterr().err
+    (tmp_path / "out/report.md").unlink()
+    evaluation.main(argv(project, tmp_path))
+    assert (tmp_path / "out/report.md").exists()
 
 
 def test_damaged_parts_are_named_and_made_again(tmp_path, capsys):

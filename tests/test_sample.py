@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 import clap as clap_module
 import sample
 from disk import DataError
+from santa import RELEASED_NORM
 from scoring import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,23 @@ def test_without_a_memory_the_raw_vector_is_taken(project, without_memory, tmp_p
     default = capsys.readouterr().out
     sample.main([file, *ckpt_of(project), "--bridge", "santa"])
     assert capsys.readouterr().out == default
+
+
+def test_bridges_by_name(project, monkeypatch):
+    made = []
+
+    def bridge(name, santa, generator=None):
+        made.append(name)
+        return lambda z: z
+
+    monkeypatch.setattr(sample, "bridge", bridge)
+    model, z = sample.MATS.from_pretrained(project / "run/model"), torch.ones(1, 16)
+    for name in (None, "memory", "official"):
+        found = sample.bridge_of(model, name, None)(z)
+        assert torch.equal(found, z * (RELEASED_NORM if name == "official" else 1))
+    model.santa = None
+    sample.bridge_of(model, None, None)
+    assert made == ["santa", "memory", "official", "none"]
 
 
 def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):
