@@ -443,6 +443,10 @@ def test_equal_answers_to_the_same_question():
     # every clip has a question of its own
     assert heard(*[(f"{i}?", truth, "yes") for i, truth in enumerate(other)]) == 12
     assert heard(*[(f"{i}?", truth, truth) for i, truth in enumerate(other)]) == 0
+    # a question that is asked of one clip again and again is one of its own
+    again = [{"id": 0, "clip": 0, "instruction": "?", "answer": a, "prediction": ""} for a in other]
+    more = [{**row, "id": i, "clip": i, "instruction": f"{i}?"} for i, row in enumerate(again)]
+    assert tasks.deaf(again + more) == 12
     # many questions about one clip say nothing
     rows = [{"id": 0, "clip": 0, "instruction": "?", "answer": a, "prediction": ""} for a in other]
     assert tasks.deaf(rows) == 0
