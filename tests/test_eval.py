@@ -434,6 +434,13 @@ def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, mo
     assert "| yes/no questions | B-ACC | 3 |" in report and "**Warning:** open was not" in report
     assert "music was not scored" in (tmp_path / "out/report.html").read_text()
 
+    # `shift` is made of the benchmarks that have audio, and its file named after them
+    evaluation.main(argv(project, tmp_path, "--columns", "shift", "--bench", "yesno"))
+    once = sum(said.asked)
+    with pytest.raises(DataError):
+        evaluation.main(argv(project, tmp_path, "--columns", "shift", "--bench", "yesno,open"))
+    assert sum(said.asked) == once
+
     shard.write_bytes(whole)  # nothing that was made of half of it is taken for the whole
     (tmp_path / "bench/sound/labels.json").write_text('["cat", "dog"]')
     asked = sum(said.asked)
