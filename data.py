@@ -84,9 +84,15 @@ def problem_of(sample: dict) -> str | None:
         return f"does not fit: {field} holds half a character (a lone surrogate)"
     if is_choice and not choices:
         return "lacks its choices, which a multiple-choice sample needs"
-    if is_choice and not all(a in choices or a == "" for a in answers):
+    known = {"", *map(normal, choices or ())}  # "": withheld
+    if is_choice and not known.issuperset(map(normal, answers)):
         return f"has an answer that is not among its choices: {answer!r:.80}"
     return None
+
+
+def normal(text: str) -> str:
+    """For comparing an answer with choices: without case and surplus white space."""
+    return " ".join(text.lower().split())
 
 
 def has_words(text) -> bool:

@@ -8,7 +8,8 @@
 
 Four steps: encode the audio -> bridge -> generate -> score. Each leaves its result in `--out`:
 vectors/, a file of predictions for each bridge and benchmark with all that is needed to score it,
-results.json, report.md, report.html and results.png. A run that was stopped resumes. The column
+results.json, report.md, report.html and results.png. A run that was stopped resumes. A benchmark
+that cannot be scored is named, and the exit status is then 1; the others are scored. The column
 `text` is the ceiling: MATS given the vector of the clip's true text instead of its audio.
 """
 
@@ -20,32 +21,43 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy CPU slows down tenfold
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from audio import load_audio
 from data import Source, read_source
-from disk import DataError, sha256, write_atomic
+from disk import DataError, command, read_json, read_tensors, sha256, write_atomic, write_tensors
 from distributed import Ranks
-from distributed.parts import Parts, whole_lines
+from distributed.parts import Parts, json_lines, readable_lines, whole_lines
 from santa import BRIDGES, RELEASED_NORM, bridge, gap, noise_cosine, noise_variance
 from scoring import judge, report
 from scoring.evaluation import DECODING, Evaluation, digest
 from scoring.matching import steps
 from scoring.results import describe, trained_variance, write
 from scoring.spice import Spice, SpiceMissing
-from scoring.tasks import BENCHMARKS, Context, captions, chance, compared, measure, summaries
+from scoring.statistics import Score
+from scoring.tasks import (
+    BENCHMARKS,
+    Context,
+    captions,
+    chance,
+    compared,
+    deaf,
+    measure,
+    summaries,
+    unfit,
+)
 
 COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa")  # of a plain run
 NO_TEXT = "column text needs samples whose text is known, and these have only audio"
@@ -74,33 +86,76 @@ def encode(evaluation: Evaluation, name: str) -> Encoded:
 
 def encoded(evaluation: Evaluation, name: str) -> Encoded:
     path = evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
-    if not path.exists():
+    found = stored_vectors(path)
+    if found is None:
         encode_clips(evaluation, name, path)
-    known, rows = load_file(path), json.loads(path.with_suffix(".json").read_text())
-    kept = [i for i, row in enumerate(rows) if row["clip"] in known]
+        found = stored_vectors(path)
+    if found is None:
+        raise DataError(f"{path} was written, and cannot be read")
+    known, rows = found
+    kept, source = [], evaluation.sources[name]
+    for i, row in enumerate(rows):
+        problem = unfit(name, row)
+        if problem and evaluation.ranks.master:
+            print(f"left out: {source.url}: {row['id']!r}: {problem}", file=sys.stderr)
+        if not problem and row["clip"] in known:
+            kept.append(i)
     if not kept:
-        url = evaluation.sources[name].url
-        raise DataError(f"{url}: not one clip has audio that can be decoded")
+        raise DataError(f"{source.url}: not one clip has audio that can be decoded")
     audio = torch.stack([known[rows[i]["clip"]] for i in kept])
     text = known["text"][kept] if "text" in known else None
     return Encoded([rows[i] for i in kept], audio, text)
+
+
+def stored_vectors(path: Path) -> tuple[dict[str, Tensor], list[dict]] | None:
+    """({clip: (D,), "text": (n, D)}, n rows) as encode_clips writes them.
+
+    None where they are to be made: there are none, or they are damaged, which is said.
+    """
+    if not path.exists():
+        return None
+    try:
+        known, rows = read_tensors(path), read_json(path.with_suffix(".json"), list)
+        problem = "" if fit_together(known, rows) else f"{path} does not fit its .json"
+    except DataError as error:
+        problem = str(error)
+    if problem:
+        print(f"{problem}; the audio is encoded again", file=sys.stderr)
+        return None
+    return known, rows
+
+
+def fit_together(known: dict[str, Tensor], rows: list) -> bool:
+    clips = [z for name, z in known.items() if name != "text"]
+    if not all(isinstance(row, dict) and {"clip", "id"} <= row.keys() for row in rows):
+        return False
+    if len({z.shape for z in clips}) > 1 or not all(z.ndim == 1 for z in clips):
+        return False
+    if "text" in known and known["text"].shape[:1] != (len(rows),):
+        return False
+    return all(bool(z.isfinite().all()) for z in known.values())
+
+
+class Stopped(Exception):
+    """The evaluation ends: a thread should too."""
 
 
 def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
     """Writes {clip: vector, "text": (n, D)} to `path`, and the rows beside it as JSON.
 
     A clip of several questions or benchmarks is encoded once. Decoding runs in threads ahead of the
-    encoder. Each process takes its share of the clips.
+    encoder. Each process takes its share of the clips. Raises DataError where a shard is damaged.
     """
     ranks, clap, source = evaluation.ranks, evaluation.clap, evaluation.sources[name]
-    parts = Parts(path, ranks, save_file, load_file)
+    parts = Parts(path, ranks, write_tensors, read_tensors)
     known = {row["clip"]: z for e in evaluation.encoded.values() for row, z in zip(e.rows, e.audio)}
     done, rows, vectors = {*parts.merged(), *known}, [], {}
     ranks.barrier()
     bar = progress(f"encode {name}", len(source), "clips", ranks, done=len(done - known.keys()))
-    with ThreadPoolExecutor(4) as pool:
+    pool = ThreadPoolExecutor(4)
+    try:
         clips = clips_of(source, ranks, done, rows)
-        decoded = ahead(pool, lambda clip: decode(clap, evaluation.crop, clip), clips)
+        decoded = ahead(pool, lambda clip: decode(evaluation, clip), clips)
         good = ((clip, waves) for clip, waves in decoded if waves is not None)
         while group := list(islice(good, 32)):
             vectors |= encode_group(clap, group)
@@ -108,20 +163,28 @@ def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
             if len(vectors) >= PART:
                 parts.add(vectors)
                 vectors = {}
-    if vectors:
-        parts.add(vectors)
-    bar.close()
+            if evaluation.stopping.is_set():
+                raise Stopped
+    finally:  # Ctrl-C too: nothing waits for clips that are still to be decoded
+        pool.shutdown(wait=False, cancel_futures=True)
+        if vectors:
+            parts.add(vectors)
+        bar.close()
     ranks.barrier()
     if ranks.master:
         clips, texts = {row["clip"] for row in rows}, [row["text"] for row in rows]
         vectors = {clip: known[clip] for clip in clips & known.keys()} | parts.merged()
-        if None not in texts:
+        if texts and all(map(is_text, texts)):
             vectors["text"] = clap.encode_text(texts).cpu().contiguous()
-        write_atomic(path.with_suffix(".json"), json.dumps(rows, ensure_ascii=False).encode())
-        save_file(vectors, f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+        write_atomic(path.with_suffix(".json"), json.dumps(rows).encode())
+        write_tensors(vectors, path)
         parts.remove()
     ranks.barrier()
+
+
+def is_text(text: str | None) -> bool:
+    """Whether an encoder takes it: half a surrogate pair is no text."""
+    return text is not None and text.encode(errors="replace").decode() == text
 
 
 def progress(what: str, total: int, unit: str, ranks: Ranks, done: int = 0) -> tqdm:
@@ -136,9 +199,13 @@ class Clip(NamedTuple):
 
 
 def clips_of(source: Source, ranks: Ranks, done: set, rows: list) -> Iterator[Clip]:
-    """This process's share of the clips that are not done; fills `rows` with all samples."""
-    seen = set(done)
-    for row in read_source(source, audio=True):
+    """This process's share of the clips that are not done; fills `rows` with all samples.
+
+    Broken samples are named, and left out. Raises DataError where a shard is damaged: what is made
+    of half of it would be taken for the whole later.
+    """
+    seen, broken = set(done), []
+    for row in read_source(source, audio=True, broken=broken):
         where, data = f"{source.url}: {row['id']!r}", row.pop("audio")
         row.pop("kind")
         row.pop("vector", None)
@@ -152,24 +219,42 @@ def clips_of(source: Source, ranks: Ranks, done: set, rows: list) -> Iterator[Cl
         if mine and clip.digest not in seen:
             seen.add(clip.digest)
             yield clip
+    damaged = [problem for problem in broken if ", member " not in problem]
+    if damaged:
+        raise DataError(f"a shard is damaged: {damaged[0]}; get it again")
+    if ranks.master:
+        for problem in broken:
+            print(f"left out: {problem}", file=sys.stderr)
 
 
-def decode(clap, crop: str, clip: Clip) -> tuple[str, Tensor | None]:
-    """(digest, (windows, T)); None where the audio cannot be decoded, which is named."""
-    generator = torch.Generator().manual_seed(int(clip.digest[:8], 16))
+def decode(evaluation: Evaluation, clip: Clip) -> tuple[Clip, Tensor | None]:
+    """(clip, (windows, T)); None where the audio cannot be decoded, which is named."""
+    if evaluation.stopping.is_set():
+        raise Stopped
+    clap, generator = evaluation.clap, torch.Generator().manual_seed(int(clip.digest[:8], 16))
     try:
-        waves = load_audio(clip.data, clap.sample_rate, clap.seconds, crop, generator)
-        return clip.digest, waves.view(-1, waves.shape[-1])
+        waves = load_audio(clip.data, clap.sample_rate, clap.seconds, evaluation.crop, generator)
+        return clip, waves.view(-1, waves.shape[-1])
     except ValueError as error:
         print(f"left out: {clip.where}: {error}", file=sys.stderr)
-        return clip.digest, None
+        return clip, None
 
 
-def encode_group(clap, group: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """{clip: (D,)}, the unit mean over each clip's windows."""
-    z = clap.encode_audio(torch.cat([waves for _, waves in group])).cpu()
+def encode_group(clap, group: list[tuple[Clip, Tensor]]) -> dict[str, Tensor]:
+    """{digest: (D,)}, the unit mean over each clip's windows.
+
+    A clip that the encoder refuses is named, and left out.
+    """
+    try:
+        z = clap.encode_audio(torch.cat([waves for _, waves in group])).cpu()
+    except ValueError as error:
+        if len(group) > 1:
+            halves = group[: len(group) // 2], group[len(group) // 2 :]
+            return encode_group(clap, halves[0]) | encode_group(clap, halves[1])
+        print(f"left out: {group[0][0].where}: {error}", file=sys.stderr)
+        return {}
     windows = z.split([len(waves) for _, waves in group])
-    return {clip: F.normalize(w.mean(0), dim=0) for (clip, _), w in zip(group, windows)}
+    return {clip.digest: F.normalize(w.mean(0), dim=0) for (clip, _), w in zip(group, windows)}
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int = 64) -> Iterator:
@@ -215,8 +300,16 @@ def audio_mean(evaluation: Evaluation) -> Tensor:
     their content with the gap: that all of them are instruments, say. So would the mean of all
     clips where one benchmark has most of them.
     """
+    settle(evaluation)
     means = [encode(evaluation, name).audio.mean(0) for name in evaluation.names]
     return torch.stack(means).mean(0)
+
+
+def settle(evaluation: Evaluation) -> None:
+    """Encodes all benchmarks; those that cannot be encoded are left out (Evaluation.tolerating)."""
+    for name in list(evaluation.names):
+        with evaluation.tolerating(name):
+            encode(evaluation, name)
 
 
 def pairs(evaluation: Evaluation, n: int) -> tuple[Tensor, Tensor]:
@@ -248,27 +341,65 @@ def generate(
     evaluation: Evaluation, name: str, column: str, over: Callable | None = None
 ) -> list[dict]:
     """One benchmark's rows with the model's `prediction`, stored or made now."""
-    path = evaluation.predictions(name, column)
-    if not path.exists():
-        answer(evaluation, name, column, over, path)
-    return whole_lines(path)
+    if column == "shift":
+        settle(evaluation)  # its file is named after all benchmarks that have audio
+    path, rows = evaluation.predictions(name, column), encode(evaluation, name).rows
+    said = stored_answers(evaluation, rows, path) if path.exists() else {}
+    evaluation.ranks.barrier()  # before one process mends a file that another reads
+    if len(said) < len(rows):
+        answer(evaluation, name, column, over, path, said)
+        said = stored_answers(evaluation, rows, path)
+    return [{**row, "prediction": said[i]} for i, row in enumerate(rows)]
+
+
+def stored_answers(evaluation: Evaluation, rows: list[dict], path: Path) -> dict[int, str]:
+    """{place in rows: prediction} of a file of predictions. Lines that are damaged are named."""
+    lines, broken = readable_lines(path)
+    lines = [line for line in lines if is_answer(line)]
+    said, missing = report.keyed(lines), []
+    found = {i: said[key]["prediction"] for i, key in enumerate(report.keyed(rows)) if key in said}
+    if len(found) < len(rows):
+        missing = f"{len(rows) - len(found):,} of {len(rows):,} answers cannot be read"
+        where = f" (the first damaged line is {broken[0]})" if broken else ""
+        if evaluation.stored_only:
+            raise DataError(f"{path}: {missing}{where}; without --score they are made again")
+        if evaluation.ranks.master:
+            print(f"{path}: {missing}{where}; they are made again", file=sys.stderr)
+    return found
+
+
+def is_answer(line: dict) -> bool:
+    """Whether a line has the fields by which answers are joined and scored."""
+    texts = isinstance(line.get("instruction"), str) and isinstance(line.get("prediction"), str)
+    return texts and isinstance(line.get("id"), str | int)
 
 
 def save_answers(answers: dict[int, str], path: Path) -> None:
-    lines = [json.dumps({"i": i, "prediction": a}, ensure_ascii=False) for i, a in answers.items()]
-    path.write_bytes("".join(line + "\n" for line in lines).encode())
+    write_atomic(path, json_lines({"i": i, "prediction": said} for i, said in answers.items()))
 
 
 def load_answers(path: Path) -> dict[int, str]:
-    return {line["i"]: line["prediction"] for line in whole_lines(path)}
+    found = {}
+    for line in whole_lines(path):
+        i, said = line.get("i"), line.get("prediction")
+        if not isinstance(i, int) or not isinstance(said, str):
+            raise DataError(f"{path} holds a line that is no answer")
+        found[i] = said
+    return found
 
 
 def answer(
-    evaluation: Evaluation, name: str, column: str, over: Callable | None, path: Path
+    evaluation: Evaluation,
+    name: str,
+    column: str,
+    over: Callable | None,
+    path: Path,
+    known: dict[int, str],
 ) -> None:
+    """Writes the file of predictions. known: {place: answer} of those that need not be made."""
     rows, ranks = encode(evaluation, name).rows, evaluation.ranks
     parts = Parts(path, ranks, save_answers, load_answers)
-    missing = set(range(len(rows))) - parts.merged().keys()
+    missing = set(range(len(rows))) - parts.merged().keys() - known.keys()
     ranks.barrier()
     share = sorted(missing, key=lambda i: len(rows[i]["instruction"]))[ranks.rank :: ranks.size]
     z = cross(evaluation, name, column, over)
@@ -277,20 +408,20 @@ def answer(
         at = share[start : start + evaluation.batch]
         asked = [rows[i]["instruction"] for i in at]
         tags = [(rows[i].get("tag") or "") if evaluation.tags else "" for i in at]
-        said = evaluation.model.generate(
-            z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
-        )
+        try:
+            said = evaluation.model.generate(
+                z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
+            )
+        except ValueError as error:  # a question that does not fit the model, an unknown keyword
+            raise DataError(f"{name}: {error}") from error
         parts.add(dict(zip(at, said)))
         bar.update(len(at))
     bar.close()
     ranks.barrier()
     if ranks.master:
-        said = parts.merged()
-        lines = [
-            json.dumps({**row, "prediction": said[i]}, ensure_ascii=False)
-            for i, row in enumerate(rows)
-        ]
-        write_atomic(path, "".join(line + "\n" for line in lines).encode())
+        said = parts.merged() | known
+        lines = json_lines({**row, "prediction": said[i]} for i, row in enumerate(rows))
+        write_atomic(path, lines)
         parts.remove()
     ranks.barrier()
 
@@ -317,7 +448,9 @@ def read_verdicts(evaluation: Evaluation, name: str, column: str) -> dict:
     path = judge.verdicts_path(evaluation.predictions(name, column))
     if not path.exists():
         return {}
-    rows = generate(evaluation, name, column)
+    rows = encode(evaluation, name).rows
+    said = stored_answers(evaluation, rows, evaluation.predictions(name, column))
+    rows = [{**row, "prediction": said[i]} for i, row in enumerate(rows)]
     scores, unparsable = judge.verdicts(path, rows, evaluation.judge)
     if unparsable:
         print(f"{name}, {column}: {unparsable} verdicts cannot be read", file=sys.stderr)
@@ -374,45 +507,94 @@ def predict(evaluation: Evaluation, columns: list[str]) -> dict[tuple[str, str],
     One benchmark's audio is encoded while another's answers are generated. Several processes keep
     step instead.
     """
-    predictions, coming, pool = {}, {}, ThreadPoolExecutor(1)
+    predictions, coming = {}, {}
     try:
         if evaluation.ranks.size == 1:
-            coming = {name: pool.submit(encode, evaluation, name) for name in evaluation.names}
-        for name in evaluation.names:
-            encoded = coming[name].result() if coming else encode(evaluation, name)
-            for column in columns:
-                if column != "text" or encoded.text is not None:
-                    predictions[column, name] = generate(evaluation, name, column)
-    finally:
-        pool.shutdown(cancel_futures=True)
+            coming = in_background(lambda name: encode(evaluation, name), evaluation.names)
+        for name in list(evaluation.names):
+            with evaluation.tolerating(name):
+                if coming:
+                    coming[name].result()
+                found = encode(evaluation, name)
+                for column in columns:
+                    if column != "text" or found.text is not None:
+                        predictions[column, name] = generate(evaluation, name, column)
+    except BaseException:
+        evaluation.stopping.set()
+        raise
+    predictions = {key: said for key, said in predictions.items() if key[1] in evaluation.names}
     if not predictions:
         raise DataError(f"nothing to score: {NO_TEXT}")
     return predictions
+
+
+def in_background(function: Callable, items: list[str]) -> dict[str, Future]:
+    """function(item) of each item, one after the other, in a thread."""
+    coming = {item: Future() for item in items}
+
+    def work():
+        for item, future in coming.items():
+            try:
+                future.set_result(function(item))
+            except BaseException as error:  # raised again by whoever wants the result
+                future.set_exception(error)
+
+    Thread(target=work).start()
+    return coming
+
+
+class Scored(NamedTuple):
+    """One benchmark's scores."""
+
+    chance: dict[str, float]
+    clap: dict  # as `summaries` gives them
+    columns: dict[str, dict[str, Score]]
+    deaf: dict[str, int]  # column -> clips with the same answer to the same question
+
+
+def score_benchmark(
+    evaluation: Evaluation, name: str, columns: list[str], predictions: dict, spice
+) -> Scored:
+    rows = encode(evaluation, name).rows
+    said = {
+        column: predictions[column, name] for column in columns if (column, name) in predictions
+    }
+    return Scored(
+        chance(name, rows, context(evaluation, name)),
+        zero_shot(evaluation, name),
+        {
+            column: measure(name, part, context(evaluation, name, spice, column))
+            for column, part in said.items()
+        },
+        {column: count for column, part in said.items() if (count := deaf(part))},
+    )
 
 
 def score(
     evaluation: Evaluation, columns: list[str], predictions: dict, spice
 ) -> tuple[dict, dict]:
     """(results for the report, {(column, benchmark): {metric: Score}})."""
-    rows = {name: encode(evaluation, name).rows for name in evaluation.names}
-    results = describe(evaluation, columns, {name: len(part) for name, part in rows.items()})
+    found = {}
+    for name in tqdm(list(evaluation.names), desc="score", leave=False):
+        with evaluation.tolerating(name):
+            found[name] = score_benchmark(evaluation, name, columns, predictions, spice)
+    n = {name: len(encode(evaluation, name).rows) for name in found}
+    results, measured = describe(evaluation, columns, n), {}
     results["gap"] = measured_gap(evaluation)
-    measured = {}
-    for name in tqdm(evaluation.names, desc="score", leave=False):
-        results["chance"][name] = chance(name, rows[name], context(evaluation, name))
-        results["clap"][name] = zero_shot(evaluation, name)
-        for column in columns:
-            if (column, name) in predictions:
-                said = predictions[column, name]
-                found = measure(name, said, context(evaluation, name, spice, column))
-                measured[column, name] = found
-                results["columns"][column][name] = summaries(found)
-                results["headline"][name] = next(iter(found))
+    for name, scored in found.items():
+        results["chance"][name], results["clap"][name] = scored.chance, scored.clap
+        if scored.deaf:
+            results["deaf"][name] = scored.deaf
+        for column, scores in scored.columns.items():
+            measured[column, name] = scores
+            results["columns"][column][name] = summaries(scores)
+            results["headline"][name] = next(iter(scores))
     last = results["columns"][columns[-1]]
     for name in last:
         values = {metric: cell["value"] for metric, cell in last[name].items()}
         interval = last[name][results["headline"][name]]["ci95"]
-        results["benchmarks"][name] = values | {"n": results["n"][name], "ci95": interval}
+        of = {"n": results["n"][name], "clips": results["clips"][name]}
+        results["benchmarks"][name] = values | of | {"ci95": interval}
     return results, measured
 
 
@@ -453,19 +635,35 @@ def compare(evaluation: Evaluation, a: str, b: str, spice) -> None:
         check_columns([a, b])
     header = f"| benchmark | metric | n | {Path(b).name} - {Path(a).name} | 95 % | p |"
     lines = [header, "|---|---|--:|--:|--:|--:|"]
-    for name in names:
-        rows = [whole_lines(Path(x)) if stored else generate(evaluation, name, x) for x in (a, b)]
-        try:
-            paired = report.compare(*rows)
-        except ValueError as error:
-            raise DataError(f"{name}: {error}") from error
-        measured = [
-            measure(name, list(side), context(evaluation, name, spice, None if stored else x))
-            for side, x in zip(zip(*paired), (a, b))
-        ]
-        for metric, test in compared(*measured).items():
-            lines.append(f"| {BENCHMARKS[name].title} | {metric} | {in_cells(test)} |")
+    for name in list(names):
+        with evaluation.tolerating(name):
+            rows = [
+                predictions_of(name, Path(x)) if stored else generate(evaluation, name, x)
+                for x in (a, b)
+            ]
+            try:
+                paired = report.compare(*rows)
+            except ValueError as error:
+                raise DataError(f"{name}: {error}") from error
+            measured = [
+                measure(name, list(side), context(evaluation, name, spice, None if stored else x))
+                for side, x in zip(zip(*paired), (a, b))
+            ]
+            for metric, test in compared(*measured).items():
+                lines.append(f"| {BENCHMARKS[name].title} | {metric} | {in_cells(test)} |")
     evaluation.ranks.say("\n".join(lines))
+
+
+def predictions_of(name: str, path: Path) -> list[dict]:
+    """The rows of a file of predictions. Raises DataError where it is none."""
+    rows = whole_lines(path)
+    if not rows:
+        raise DataError(f"{path} holds no predictions")
+    for number, row in enumerate(rows, 1):
+        problem = unfit(name, row)
+        if problem or not isinstance(row.get("prediction"), str):
+            raise DataError(f"{path}, line {number}: {problem or 'it has no prediction'}")
+    return rows
 
 
 def in_cells(test: dict | str) -> str:
@@ -518,7 +716,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluation_of(args: argparse.Namespace) -> Evaluation:
+def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluation:
     # Processes exchange files and barriers alone. One may wait for days while another trains.
     ranks = Ranks.start(args.device, timedelta(days=7), backend="gloo")
     ckpt = Path(args.ckpt)
@@ -535,6 +733,8 @@ def evaluation_of(args: argparse.Namespace) -> Evaluation:
         template=args.label_template,
         judge=args.judge,
         batch=args.batch,
+        tolerant=tolerant,
+        stored_only=args.score,
     )
 
 
@@ -565,22 +765,22 @@ def result_key(evaluation: Evaluation, columns: list[str], spice) -> str:
 
 
 def require_stored(evaluation: Evaluation, columns: list[str]) -> None:
-    for name in evaluation.names:
-        for column in columns:
-            if column != "text" and not evaluation.predictions(name, column).exists():
-                raise DataError(
-                    f"--score: no stored predictions for {name} with {column} from this model and "
-                    "these settings"
-                )
+    for name in list(evaluation.names):
+        with evaluation.tolerating(name):
+            for column in columns:
+                if column != "text" and not evaluation.predictions(name, column).exists():
+                    raise DataError(
+                        f"--score: no stored predictions for {name} with {column} from this model "
+                        "and these settings"
+                    )
 
 
 def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.Namespace) -> None:
     """The four steps, and the report; nothing where nothing has changed since the last one."""
-    key, stored = result_key(evaluation, columns, spice), evaluation.out / "results.json"
+    key = result_key(evaluation, columns, spice)
     if args.score:
         require_stored(evaluation, columns)
-    elif stored.exists() and json.loads(stored.read_text()).get("key") == key:
-        table = (evaluation.out / "report.md").read_text().split("\n\n")[1]
+    elif table := unchanged(evaluation, key):
         evaluation.ranks.say(
             f"{table}\n\nnothing has changed since this was written to {evaluation.out}"
         )
@@ -589,8 +789,10 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
     if not evaluation.ranks.master:
         return
     results, measured = score(evaluation, columns, predictions, spice)
-    write(evaluation, {"key": key} | results, predictions, measured)
-    print(report.markdown(results).split("\n\n")[1])
+    predictions = {at: said for at, said in predictions.items() if at in measured}
+    complete = {} if evaluation.failed else {"key": key}  # else the same command tries again
+    write(evaluation, complete | results, predictions, measured)
+    print(report.summary(results))
     print(f"\nreport, plot and predictions: {evaluation.out} (open report.html)")
     cells = [cell for column in results["columns"].values() for cell in column.values()]
     failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
@@ -598,21 +800,39 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
         sys.exit(f"eval.py: --require spice: {failed[0]}")
 
 
+def unchanged(evaluation: Evaluation, key: str) -> str:
+    """The stored results in words, where they are those of this key; else empty."""
+    stored = evaluation.out / "results.json"
+    made = (stored, *(evaluation.out / f"report.{kind}" for kind in ("md", "html")))
+    if evaluation.failed or not all(path.exists() for path in made):
+        return ""
+    try:
+        results = read_json(stored)
+        return report.summary(results) if results.get("key") == key else ""
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        print(f"{stored} is none of this version's ({error}); it is made again", file=sys.stderr)
+        return ""
+
+
 def main(argv: list[str] | None = None) -> None:
     if any(word.startswith("--ablate") for word in (sys.argv[1:] if argv is None else argv)):
         sys.exit("eval.py: now: python -m experiments.ablate NAME ... (--ckpt, --shards as here)")
     args = arguments().parse_args(argv)
-    evaluation = evaluation_of(args)
+    evaluation = evaluation_of(args, tolerant=True)
     columns, spice = columns_of(args, evaluation), find_spice(evaluation, bool(args.require))
     if args.compare:
         compare(evaluation, *args.compare, spice)
     else:
         evaluate(evaluation, columns, spice, args)
     evaluation.ranks.close()
+    if evaluation.failed:
+        reasons = "; ".join(f"{name}: {why}" for name, why in evaluation.failed.items())
+        raise DataError(f"not scored, unlike the others: {reasons}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, SpiceMissing) as error:
-        sys.exit(f"eval.py: {error}")
+    with command("eval.py"):
+        try:
+            main()
+        except SpiceMissing as error:
+            raise DataError(error) from error

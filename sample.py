@@ -4,19 +4,24 @@
     python sample.py *.mp3 --ask "Is there a siren?" --json        one JSON line per file
     python sample.py dog.wav --ckpt out/mats_gpt2/model --bridge none
 
-Any format that libsndfile reads, any length. Files that cannot be read are named on stderr.
+Any format that libsndfile reads, any length. Files that cannot be read are named on stderr, and the
+exit status is then 1.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from audio import CROPS, AudioError
 from clap import encode_file, load_clap
+from disk import DataError, command
 from mats import MATS
 from santa import BRIDGES, RELEASED_NORM, bridge
+from scoring.checkpoint import check_encoder, clap_name
 
 
 def options(argv):
@@ -27,30 +32,32 @@ def options(argv):
     add("files", nargs="+", metavar="FILE")
     add("--ask", default="Generate audio caption.", help="instruction or question")
     add("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
-    add("--bridge", default="santa", choices=BRIDGES, help="across the modality gap (santa.py)")
+    across = "across the modality gap (santa.py); default: santa, or none without a memory"
+    add("--bridge", choices=BRIDGES, help=across)
     add("--crop", default="windows", choices=CROPS, help="of long files")
     add("--seed", type=int, default=0, help="of random crops and fresh noise")
     add("--batch", type=int, default=32)
     add("--json", action="store_true", help="JSON lines: file, instruction, answer")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.batch < 1:
+        parser.error("--batch should be 1 or more")
+    return args
 
 
-def main(argv=None):
+def main(argv=None) -> int:
+    """The exit status: 1 where a file cannot be read. Raises DataError."""
     args = options(argv)
-    try:
-        model = MATS.from_pretrained(args.ckpt).to(args.device)
-    except FileNotFoundError as e:
-        sys.exit(f"sample.py: {e}")
-    clap, generator = load_clap(model.config.clap), torch.Generator().manual_seed(args.seed)
+    name = clap_name(Path(args.ckpt))
+    model = MATS.from_pretrained(args.ckpt).to(args.device)
+    check_question(model, args.ask)
+    generator = torch.Generator().manual_seed(args.seed)
+    across = bridge_of(model, args.bridge, generator)
+    clap = load_clap(name)
     if isinstance(clap, torch.nn.Module):
         clap.to(args.device)
-    try:
-        across = bridge(args.bridge, model.santa, generator=generator)
-    except ValueError as e:
-        sys.exit(f"sample.py: {e}")
+    check_encoder(model.probe, model.config.dim, clap, name)
 
-    norm = RELEASED_NORM if args.bridge == "official" else 1.0
     failed = 0
     for start in range(0, len(args.files), args.batch):
         files, vectors = [], []
@@ -58,15 +65,51 @@ def main(argv=None):
             try:
                 vectors.append(encode_file(clap, file, args.crop, generator).cpu())  # (D,)
                 files.append(file)
-            except AudioError as e:
-                print(f"sample.py: {e}", file=sys.stderr)
+            except ValueError as error:
+                reason = error if isinstance(error, AudioError) else f"{file}: {error}"
+                print(f"sample.py: {reason}", file=sys.stderr)
                 failed += 1
         if files:
-            z = norm * torch.stack(vectors)  # (B, D)
-            answers = model.generate(across(z), [args.ask] * len(files))
-            for file, answer in zip(files, answers):
+            for file, answer in zip(files, answers(model, across(torch.stack(vectors)), args.ask)):
                 show(args, file, answer)
     return 1 if failed else 0
+
+
+def check_question(model: MATS, question: str) -> None:
+    """Raises DataError where the model cannot be asked this."""
+    try:
+        question.encode()
+        model.template.prompts([question])
+    except UnicodeEncodeError as error:
+        raise DataError(f"--ask {question!r} holds characters that are no text: {error}") from error
+    except ValueError as error:
+        raise DataError(f"--ask: {error}") from error
+
+
+def answers(model: MATS, z: torch.Tensor, question: str) -> list[str]:
+    try:
+        return model.generate(z, [question] * len(z))
+    except ValueError as error:  # with the template and the answer it does not fit the model
+        raise DataError(f"--ask: {error}") from error
+
+
+def bridge_of(model: MATS, name: str | None, generator) -> Callable:
+    """The bridge of that name, as a function of unit vectors (B, D)."""
+    name = name or ("none" if model.santa is None else "santa")
+    if name == "shift":
+        raise DataError(
+            "--bridge shift needs the mean of many clips' vectors, which eval.py has and sample.py "
+            "has not: choose another bridge"
+        )
+    if model.santa is None and name not in ("none", "santa-mb"):
+        raise DataError(f"--bridge {name}: this model has no memory; use --bridge none")
+    try:
+        across = bridge(name, model.santa, generator=generator)
+    except ValueError as error:
+        raise DataError(f"--bridge {name}: {error}") from error
+    if name == "official":
+        return lambda z: across(RELEASED_NORM * z)
+    return across
 
 
 def show(args, file, answer):
@@ -80,4 +123,6 @@ def show(args, file, answer):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with command("sample.py"):
+        status = main()
+    sys.exit(status)

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from data import find_sources, read_source
-from disk import DataError, write_atomic
+from disk import DataError, command, reading, replacing, write_atomic
 from eval import arguments, context, evaluation_of, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
@@ -167,10 +167,18 @@ def changed(santa: Santa, field: str, value: float, texts: Tensor) -> Santa | No
 def vectors_of(shards: str) -> tuple[Tensor, str]:
     """(N, D) vectors of all texts in these shards, and a name for the set."""
     sources = find_sources(shards)[0]
+    for source in sources:
+        if not source.vectors or "hash" not in source.index:
+            raise DataError(
+                f"--memory: {source.url} has no vectors; "
+                f"first: python -m shards.embed {source.url} FOLDER"
+            )
     key = hashlib.sha256("".join(source.index["hash"] for source in sources).encode()).hexdigest()
     samples = (sample for source in sources for sample in read_source(source))
-    vectors = torch.stack([torch.from_numpy(sample["vector"]) for sample in samples])
-    return vectors, f" of {key[:8]}"
+    vectors = [torch.from_numpy(sample["vector"]) for sample in samples if "vector" in sample]
+    if len({vector.shape for vector in vectors}) != 1:
+        raise DataError(f"--memory: the vectors in {shards} are none, or not of one length")
+    return torch.stack(vectors), f" of {key[:8]}"
 
 
 # --- settings of training -----------------------------------------------------------------------
@@ -206,7 +214,13 @@ def settings(evaluation: Evaluation) -> dict:
             f"{path} is missing: it says how the model was trained, "
             "and a training ablation repeats that"
         )
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["identity"]
+    with reading(str(path), "a training ablation repeats it; train the model again: --fresh"):
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["identity"]
+        missing = {"data", "train", "mixture", *(sweep.field for sweep in TRAINING.values())}
+        missing -= found.keys()
+        if missing:
+            raise KeyError(f"it lacks {', '.join(sorted(missing))}")
+        return found
 
 
 def trained(evaluation: Evaluation, change: dict) -> Evaluation:
@@ -385,7 +399,8 @@ def plot(name: str, rows: dict, paper: dict, path: Path) -> None:
         axis.set_xticks(at, order, rotation=0 if numeric else 20)
     axis.set(xlabel=name, ylabel="headline metric, 95 % interval")
     axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120, format="png")
 
 
 def cider(text: str) -> float | None:
@@ -429,7 +444,8 @@ def figure3(evaluation: Evaluation, n: int = 350) -> None:
     axes[0].legend(frameon=False)
     folder = evaluation.out / "ablate"
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "figure3.png", dpi=120)
+    with replacing(folder / "figure3.png") as part:
+        figure.savefig(part, dpi=120, format="png")
     found = {"pairs": len(text), "panels": measured}
     write_atomic(folder / "figure3.json", json.dumps(found, indent=1).encode())
     print(f"{len(text)} pairs; written to {folder}/figure3.png\n{json.dumps(measured, indent=1)}")
@@ -462,7 +478,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with command("ablate.py"):
         main()
-    except DataError as error:
-        sys.exit(f"ablate.py: {error}")

@@ -2,19 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import torch
 
 from clap import load_clap
 from data import Source
-from disk import DataError, sha256
+from disk import DataError, read_json, sha256
 from distributed import Ranks
 from mats import MATS
+from scoring.checkpoint import check_encoder, clap_name, find_model
 from scoring.encoders import text_encoder
 from scoring.tasks import BENCHMARKS
 
@@ -45,6 +47,8 @@ class Evaluation:
     """One model on one folder of benchmarks. Results are stored, and stored ones are used.
 
     Raises DataError where the model, a benchmark or its labels are missing, and on a bad option.
+    A `tolerant` one goes on with the benchmarks that can be used, and keeps in `failed` why others
+    cannot.
     """
 
     ckpt: Path
@@ -60,21 +64,46 @@ class Evaluation:
     judge: str | None = None
     batch: int = 128
     vectors: Path | None = None  # folder of another evaluation of the same CLAP
+    tolerant: bool = False
+    stored_only: bool = False  # answers are read, and never generated
+    failed: dict[str, str] = field(default_factory=dict)  # benchmark -> why it cannot be scored
+    stopping: Event = field(default_factory=Event)  # threads should end
     encoded: dict = field(default_factory=dict)  # benchmark -> Encoded
     encoding: Lock = field(default_factory=Lock)  # held by the thread that fills `encoded`
 
     def __post_init__(self):
-        if "{}" not in self.template:
+        try:
+            fits = "{}" in self.template and self.template.format("label")
+        except (LookupError, ValueError):  # other braces
+            fits = False
+        if not fits:
             raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
-        if not (self.ckpt / "config.json").exists():
-            raise DataError(f"{self.ckpt} holds no trained model; first: torchrun train.py")
-        self.names = self.find_benchmarks()
-        self.sources = {name: Source(self.shards / name) for name in self.names}
-        self.labels = {name: self.read_labels(name) for name in self.names}
+        self.config = find_model(self.ckpt)
+        self.clap_name = clap_name(self.ckpt)
+        self.names, self.sources, self.labels = self.find_benchmarks(), {}, {}
+        for name in list(self.names):
+            with self.tolerating(name):
+                self.sources[name] = Source(self.shards / name)
+                self.labels[name] = self.read_labels(name)
         model = digest([sha256(path) for path in files(self.ckpt)])
         self.made = MadeWith(model, self.crop, self.tags, keywords(self.decoding))
-        clap = json.loads((self.ckpt / "config.json").read_text())["clap"]
-        self.clap_name = str(self.ckpt / clap) if (self.ckpt / clap).exists() else clap
+
+    @contextmanager
+    def tolerating(self, name: str) -> Iterator[None]:
+        """Around work on one benchmark: bad data takes it from `names`, and its reason is kept.
+
+        Where none is left, and in one that is not tolerant, the DataError goes on.
+        """
+        try:
+            yield
+        except DataError as error:
+            if not self.tolerant:
+                raise
+            self.failed[name] = str(error)
+            if name in self.names:
+                self.names.remove(name)
+            if not self.names:
+                raise DataError("; ".join(dict.fromkeys(self.failed.values()))) from error
 
     def find_benchmarks(self) -> list[str]:
         found = [name for name in BENCHMARKS if (self.shards / name / "index.json").exists()]
@@ -91,12 +120,16 @@ class Evaluation:
         path = self.shards / name / "labels.json"
         if not BENCHMARKS[name].classes and not path.exists():
             return None
+        what = f"{path}, the list of {name}'s classes,"
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}, the list of {name}'s classes, cannot be read: {error}"
-            ) from error
+            labels = read_json(path, list)
+        except DataError as error:
+            raise DataError(f"{what} cannot be read: {error}") from error
+        if not labels or not all(isinstance(label, str) and label.strip() for label in labels):
+            raise DataError(f"{what} should hold names and nothing else")
+        if len({*map(str.lower, labels)}) < len(labels):
+            raise DataError(f"{what} names a class twice")
+        return labels
 
     @cached_property
     def vector_keys(self) -> dict[str, str]:
@@ -122,6 +155,7 @@ class Evaluation:
         clap = load_clap(self.clap_name)
         if isinstance(clap, torch.nn.Module):
             clap.to(self.ranks.device)
+        check_encoder(self.config.get("probe"), self.config.get("dim"), clap, self.clap_name)
         return clap
 
     @cached_property
@@ -146,7 +180,8 @@ class Evaluation:
 
     def like(self, ckpt: Path, out: Path) -> "Evaluation":
         """The same evaluation of another model of the same CLAP; the audio is not encoded again."""
-        return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, encoded={})
+        fresh = {"encoded": {}, "failed": {}}
+        return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, **fresh)
 
     def on(self, names: list[str]) -> "Evaluation":
         """The same evaluation on some of its benchmarks; the audio is not encoded again."""
@@ -159,7 +194,8 @@ class Evaluation:
         """
         key = self.keys[name]
         if column == "shift":
-            key = digest(key, sorted(self.vector_keys.items()))
+            known = self.vector_keys
+            key = digest(key, sorted((name, known[name]) for name in self.names))
         return self.out / column / f"{name}.{key}.jsonl"
 
 

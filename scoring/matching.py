@@ -66,6 +66,8 @@ def steps(similarity: Tensor) -> Tensor:
 def similarities(texts: list[list[str]], context, encode) -> list[Tensor]:
     """n x (P, C): the similarity of each row's P texts to the C labels' texts, in steps."""
     labels = [context.template.format(label.lower()) for label in context.labels]
+    # half a surrogate pair, which stored answers can hold, is no text for an encoder
+    texts = [[text.encode(errors="replace").decode() for text in row] for row in texts]
     place = {text: i for i, text in enumerate(dict.fromkeys(chain(labels, *texts)))}
     vectors = encode(list(place)).double()
     similarity = steps(vectors @ vectors[[place[label] for label in labels]].T)

@@ -2,6 +2,7 @@
 
     markdown, html, plot    eval.py's results as report.md, report.html (one file, nothing outside
                             it) and results.png
+    summary                 the warnings and the table of scores, as the terminal shows them
     compare                 two files of predictions, row beside row
 
 `results` is what eval.py writes to results.json:
@@ -14,6 +15,10 @@
     chance                  {benchmark: {metric: float}}
     gap                     of true texts and audio: {"pairs", santa.gap's measures, "noise":
                             {"trained", "rule": {"variance", "cosine"}}}; may be empty or missing
+and, each of which may be missing:
+    failed                  {benchmark: why it was not scored}
+    deaf                    {benchmark: {column: clips with the same answer to the same question}}
+    listening               of the last validation in training: step, val_loss, val_loss_other
 Predictions are rows of shards with "prediction" and, where it is known, "score": 1 right, 0 wrong,
 or between.
 """
@@ -137,6 +142,30 @@ def tables(results) -> tuple[list[Table], list[str]]:
         *(f"{superscript(i)} {why}" for i, why in enumerate(reasons, 1)),
     ]
     return [scores, *more], [note for note in notes if note]
+
+
+def warnings(results) -> list[str]:
+    """Why scores may be missing or mean little, a sentence each."""
+    said = [f"{name} was not scored: {why}." for name, why in results.get("failed", {}).items()]
+    for name, columns in results.get("deaf", {}).items():
+        for column, n in columns.items():
+            said.append(
+                f"Every one of {n:,} clips of `{name}` got the same answer to the same question "
+                f"over {column}: the model does not listen (docs/models.md)."
+            )
+    return said
+
+
+def heard(results) -> str:
+    """The model's loss with and without its vector; empty where training did not measure it."""
+    found = results.get("listening")
+    if not found:
+        return ""
+    own, other = found["val_loss"], found["val_loss_other"]
+    return (
+        f"Validation at step {found['step']:,} of training: loss {own:.3f}, and {other:.3f} with "
+        f"another sample's vector. The difference, {other - own:.3f}, is due to the vector."
+    )
 
 
 def score_table(results, reasons):
@@ -268,15 +297,31 @@ def setting(value):
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def summary(results: dict) -> str:
+    """The warnings, then the table of scores, in Markdown."""
+    lines = markdown_table(score_table(results, []))
+    if said := warnings(results):
+        lines = [*(f"warning: {' '.join(line.split())}" for line in said), "", *lines]
+    return "\n".join(lines)
+
+
+def markdown_table(table: Table) -> list[str]:
+    rules = "|".join("--:" if name == "r" else "---" for name in table.classes)
+    return [markdown_row(table.head), f"|{rules}|", *map(markdown_row, table.rows)]
+
+
 def markdown(results: dict) -> str:
-    """report.md: the tables, then the footnotes with the protocols."""
+    """report.md: the warnings, the tables, then the footnotes with the protocols."""
     found, notes = tables(results)
     out = [f"# {results['ckpt']}", ""]
+    for line in warnings(results):
+        out += [f"**Warning:** {' '.join(line.split())}", ""]
     for table in found:
         if table is not found[0]:
             out += [f"## {table.title}", ""]
-        rules = "|".join("--:" if name == "r" else "---" for name in table.classes)
-        out += [markdown_row(table.head), f"|{rules}|", *map(markdown_row, table.rows), ""]
+        out += [*markdown_table(table), ""]
+        if table is found[0] and heard(results):
+            out += [heard(results), ""]
         if table.note:
             out += [table.note, ""]
     out += ["## Notes", "", *(f"- {' '.join(note.split())}" for note in notes), ""]
@@ -359,7 +404,7 @@ def color(i, column):
 
 def plot(results: dict, path):
     """Writes results.png: the headline metrics."""
-    draw(results).savefig(path, dpi=150)
+    draw(results).savefig(path, dpi=150, format="png")
 
 
 def svg(results):
@@ -423,6 +468,8 @@ def html(results: dict, predictions: dict, sound: Callable, samples: int = SAMPL
         results=results,
         tables=found,
         figure=Markup(svg(results)),
+        warnings=warnings(results),
+        heard=heard(results),
         notes=notes,
         clips={
             name: clips(results, predictions, name, sound, samples) for name in results["titles"]

@@ -2,14 +2,16 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data import read_source
-from disk import write_atomic
+from data import Source, read_source
+from disk import DataError, reading, replacing, write_atomic
+from distributed.parts import readable_lines
 from santa import Santa
 from scoring import report
 from scoring.evaluation import DECODING, Evaluation
@@ -29,10 +31,10 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         "notes": notes(evaluation),
         "titles": {name: BENCHMARKS[name].title for name in evaluation.names},
         "n": n,
-        "clips": {
-            name: evaluation.sources[name].index.get("published", n[name])
-            for name in evaluation.names
-        },
+        "clips": {name: published(evaluation.sources[name]) for name in evaluation.names},
+        "failed": dict(evaluation.failed),
+        "deaf": {},
+        "listening": listening(evaluation.ckpt.parent / "log.jsonl"),
         "gap": {},
         "headline": {},
         "chance": {},
@@ -40,6 +42,12 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         "columns": {column: {} for column in columns},
         "benchmarks": {},
     }
+
+
+def published(source: Source) -> int:
+    """The size of the whole benchmark; of shards of one's own, their number of samples."""
+    size = source.index.get("published")
+    return size if isinstance(size, int) else len(source)
 
 
 def notes(evaluation: Evaluation) -> list[str]:
@@ -62,18 +70,38 @@ def notes(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def listening(log: Path) -> dict:
+    """{"step", "val_loss", "val_loss_other"}: a training run's last validation.
+
+    val_loss_other is the loss with another sample's vector. {} where the log does not have both.
+    """
+    if not log.is_file():
+        return {}
+    names = ("step", "val_loss", "val_loss_other")
+    for line in reversed(readable_lines(log)[0]):
+        if all(isinstance(line.get(name), int | float) for name in names):
+            return {name: line[name] for name in names}
+    return {}
+
+
 def trained_variance(ckpt: Path) -> float | None:
     """The variance of the noise in training: the memory's, else that of the run beside the model.
 
-    None where neither is there.
+    None where neither is there, or where it cannot be read, which is said.
     """
-    if (ckpt / "santa.safetensors").exists():
-        return Santa.hyper(ckpt / "santa.safetensors")["variance"]
-    state = ckpt.parent / "state.pt"
-    if not state.exists():
+    memory, state = ckpt / "santa.safetensors", ckpt.parent / "state.pt"
+    path = memory if memory.exists() else state
+    if not path.exists():
         return None
-    identity = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["identity"]
-    return identity["variance"]
+    try:
+        with reading(str(path), "the report says nothing of the noise in training"):
+            if path == memory:
+                return Santa.hyper(path)["variance"]
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return state["identity"]["variance"]
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def write(evaluation: Evaluation, results: dict, predictions: dict, measured: dict) -> None:
@@ -96,15 +124,18 @@ def write(evaluation: Evaluation, results: dict, predictions: dict, measured: di
             clips[name] = {s["key"]: (s["kind"], s["audio"]) for s in found if s["key"] in keys}
         return clips[name].get(row["key"])
 
-    write_atomic(evaluation.out / "report.md", report.markdown(results).encode())
-    write_atomic(evaluation.out / "report.html", report.html(results, rows, sound).encode())
-    report.plot(results, evaluation.out / "results.png")
+    page = report.html(results, rows, sound)
+    write_atomic(evaluation.out / "report.md", report.markdown(results).encode(errors="replace"))
+    write_atomic(evaluation.out / "report.html", page.encode())
+    with replacing(evaluation.out / "results.png") as part:
+        report.plot(results, part)
     # last: it says that all is there
     write_json(evaluation.out / "results.json", results)
 
 
 def write_json(path: Path, value) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def with_scores(rows: list[dict], scores: Tensor, name: str) -> list[dict]:

@@ -5,15 +5,18 @@
     summaries(measured)                  {metric: {"value", "ci95"}}, as in results.json
     compared(measured, others)           {metric: paired test}
     chance(benchmark, rows, context)     {metric: value} of answers that did not listen
+    unfit(benchmark, row)                why a row cannot be used, before it is
+    deaf(rows)                           how many clips got the same answer to the same question
 
 A metric is a function of rows and `Context`. It returns a kind of Score (scoring/statistics.py),
 so that one pass gives the value, its interval, and all that a paired test needs. Where the field's
 tables mix several rules, all are computed, such as ACC (majority), ACC (rows), ACC (unanimous).
 """
 
+import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor
 from torchmetrics.text import ROUGEScore, SacreBLEUScore
 
+from data import check, is_list, normal
 from disk import DataError
 from scoring import captions as coco
 from scoring.matching import (
@@ -122,7 +126,7 @@ def chooses_right(row: dict) -> bool:
     """
     said, answer = set(words(row["prediction"])), set(words(references(row)[0]))
     wrong = set().union(*map(words, row["choices"])) - answer
-    return answer <= said and not said & wrong
+    return bool(said) and answer <= said and not said & wrong
 
 
 def multiple_choice(rows, context):
@@ -293,6 +297,56 @@ GUESSES = {
     plain_captions: another_reference,
     music_captions: another_reference,
 }
+
+
+def unfit(benchmark: str, row: dict) -> str:
+    """Why a row cannot be asked or scored; empty where it can."""
+    try:
+        check(row)
+    except DataError as error:
+        return str(error)
+    metrics = BENCHMARKS[benchmark].metrics
+    if not isinstance(row.get("category"), str | None):
+        return f"its category is {row['category']!r}, no text"
+    if "labels" in row and not (row["labels"] and is_list(row["labels"], str)):
+        return f"its labels are {row['labels']!r}, no list of texts"
+    if metrics in (multiple_choice, withheld) and not row.get("choices"):
+        return "it has no choices"
+    if metrics is withheld:
+        return ""
+    if not references(row)[0]:
+        return "its answer is empty"
+    if metrics is multiple_choice and normal(references(row)[0]) not in map(normal, row["choices"]):
+        return f"its answer, {row['answer']!r}, is none of its choices"
+    return ""
+
+
+FEW = 10  # clips whose equal answers are still no sign of anything
+
+
+def deaf(rows: list[dict]) -> int:
+    """How many clips got the same answer to the same question; 0: the model listens.
+
+    Counted are questions that are asked of FEW clips or more whose true answers differ. One of them
+    with two different answers is enough to listen.
+    """
+    asked = defaultdict(list)
+    for row in rows:
+        asked[row["instruction"]].append(row)
+    if all(len(clips_of(same)) < FEW for same in asked.values()):
+        asked = {"": rows}  # each clip has a question of its own: one answer to all is telling
+    counted = set()
+    for same in asked.values():
+        clips, truths = clips_of(same), {json.dumps(references(row)) for row in same}
+        if len(clips) >= FEW and len(truths) > 1:
+            if len({row["prediction"] for row in same}) > 1:
+                return 0
+            counted |= clips
+    return len(counted)
+
+
+def clips_of(rows: list[dict]) -> set:
+    return {row.get("clip", row["id"]) for row in rows}
 
 
 def measure(benchmark: str, rows: list[dict], context: Context) -> dict[str, Score]:

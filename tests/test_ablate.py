@@ -1,7 +1,8 @@
 import json
 
 import pytest
-from conftest import options, results_of
+import torch
+from conftest import make_samples, options, results_of, write_samples
 
 from disk import DataError
 from experiments import ablate
@@ -42,6 +43,22 @@ def test_ablations(project, evaluated, capsys):
 def test_bad_requests_are_named(project, name, message):
     with pytest.raises(DataError, match=message):
         ablate.main(argv(project, name))
+
+
+def test_damaged_files_are_named(project, evaluated, tmp_path):
+    state = project / "run/state.pt"
+    try:
+        for content in (b"", b"half", None):
+            state.write_bytes(content or b"")
+            if content is None:
+                torch.save({"identity": {"variance": 0.1}}, state)
+            with pytest.raises(DataError, match="state.pt: .*train the model again: --fresh"):
+                ablate.main(argv(project, "sigma"))
+    finally:
+        state.unlink()
+    texts = write_samples(tmp_path / "texts", make_samples(4), vectors=False)
+    with pytest.raises(DataError, match="--memory: .*texts has no vectors; first: python -m"):
+        ablate.main(argv(project, "M=2", "--memory", str(texts)))
 
 
 def test_a_smaller_batch_for_more_processes():

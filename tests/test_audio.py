@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 import types
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import soxr
 import torch
 from scipy.signal import fftconvolve
 
-from audio import AudioError, load_audio
+from audio import AudioError, decode, further_chains, load_audio, places
 
 
 def as_bytes(wave, rate, format="WAV", subtype="FLOAT"):
@@ -200,9 +201,28 @@ def test_a_header_without_samples_is_an_error(tmp_path):
         ("folder", "directory"),
         (as_bytes(np.zeros(0), 8000), "holds no samples"),
         (as_bytes(np.r_[np.zeros(99), np.nan], 8000), "NaN or infinite"),
+        (as_bytes(music(8000) * 1e30, 8000), r"samples up to 8e\+29, where full scale is 1"),
+        (as_bytes(music(8000) * 32767, 8000), "on an integer's scale; .*volume=1/32768"),
+        (b"\0\0\0\x20ftypM4A " + bytes(500), "is MP4 .*convert it: ffmpeg -i .*wav"),
+        (b"\xff\xf1\x50\x80" + bytes(range(256)) * 20, "is AAC.*ffmpeg"),
+        (
+            bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(500),
+            "is Windows Media.*ffmpeg",
+        ),
+        (b"\x1a\x45\xdf\xa3" + bytes(500), "is Matroska or WebM.*ffmpeg"),
+        (b"RIFF\x10\0\0\0AVI LIST" + bytes(500), "is AVI video.*ffmpeg"),
+        (b"\n<!DOCTYPE html><html>quota</html>" * 9, "is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is only a Git LFS pointer",
+        ),
+        (b"PK\x03\x04" + bytes(40) + as_bytes(music(8000), 8000), "is an archive"),
         (as_bytes(np.r_[np.zeros(99), -np.inf], 8000), "NaN or infinite"),
     ],
-    ids=["empty", "text", "missing", "folder", "no samples", "NaN", "infinity"],
+    ids=[
+        *("empty", "text", "missing", "folder", "no samples", "NaN", "overflow", "integer scale"),
+        *("m4a", "aac", "wma", "webm", "avi", "web page", "lfs", "zip", "infinity"),
+    ],
 )
 def test_errors_name_the_file_and_the_reason(tmp_path, content, reason):
     path = tmp_path / "bad one.wav"
@@ -215,3 +235,113 @@ def test_errors_name_the_file_and_the_reason(tmp_path, content, reason):
     with pytest.raises(AudioError, match=f"bad one.wav: .*{reason}") as error:
         load_audio(path, 8000, 1)
     assert isinstance(error.value, ValueError)
+
+
+def test_the_command_that_converts_names_the_files(tmp_path):
+    path = tmp_path / "my song.m4a"
+    path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(500))
+    with pytest.raises(AudioError) as error:
+        load_audio(path, 8000, 1)
+    assert f"ffmpeg -i '{path}' '{tmp_path / 'my song.wav'}'" in str(error.value)
+
+
+def test_levels_of_good_files():
+    """Float files may exceed full scale; silence is a sound."""
+    loud = load_audio(as_bytes(music(8000) * 12, 8000), 8000, 1)
+    assert loud.abs().max() == pytest.approx(9.6, rel=1e-3)
+    assert load_audio(as_bytes(np.zeros(8000), 8000), 8000, 1).abs().max() == 0
+    with pytest.raises(AudioError):  # in the part that is heard, wherever it lies
+        load_audio(as_bytes(np.r_[np.zeros(8000), 33.0, np.zeros(8000)], 8000), 8000, 1, "windows")
+
+
+CONTAINERS = [
+    ("WAV", "PCM_16"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("MP3", "MPEG_LAYER_III"),
+    ("AIFF", "PCM_16"),
+    ("AU", "PCM_16"),
+]
+TAG = b"ID3\x04\0\0\0\0\x08\0TIT2\0\0\0\x10\0\0" + bytes(1014)  # a tag of 1034 bytes
+
+
+@pytest.mark.parametrize("format, subtype", CONTAINERS)
+@pytest.mark.parametrize("junk", [bytes(5000), b"\xef\xbb\xbf", b"\r\n", TAG])
+def test_bytes_before_the_header_change_nothing(format, subtype, junk):
+    data = as_bytes(music(24_000), 8000, format, subtype)
+    wanted = load_audio(data, 8000, 1, "windows")
+    assert torch.equal(load_audio(junk + data, 8000, 1, "windows"), wanted)
+
+
+def test_a_line_of_text_before_the_header_changes_nothing():
+    for format, subtype in CONTAINERS[:4]:
+        data = as_bytes(music(24_000), 8000, format, subtype)
+        said = b"Warning: headers already sent\n" + data
+        assert torch.equal(load_audio(said, 8000, 1), load_audio(data, 8000, 1))
+
+
+def pitches(waves, rate):
+    """The loudest frequency of each row, in Hz."""
+    spectra = np.abs(np.fft.rfft(waves.numpy()))
+    return (spectra.argmax(1) * rate / waves.shape[1]).round().astype(int).tolist()
+
+
+@pytest.mark.parametrize("format, subtype", [c for c in CONTAINERS if c[0] not in ("WAV", "AIFF")])
+def test_joined_files_are_heard_whole(tmp_path, format, subtype):
+    def tone(hz, rate=16000, channels=1):
+        t = np.arange(4 * rate) / rate
+        wave = np.repeat(0.3 * np.sin(2 * np.pi * hz * t)[:, None], channels, 1)
+        return as_bytes(wave, rate, format, subtype)
+
+    whole = tone(440) + tone(880) + tone(1760, 24000, 2)
+    waves = load_audio(whole, 16000, 2, "windows")
+    assert waves.shape == (6, 32000)
+    assert np.allclose(pitches(waves, 16000), [440, 440, 880, 880, 1760, 1760], atol=5)
+    (tmp_path / "whole").write_bytes(bytes(3) + whole)
+    assert torch.equal(load_audio(tmp_path / "whole", 16000, 2, "windows"), waves)
+    other = as_bytes(music(8000), 16000, "WAV" if format == "AU" else "AU", "PCM_16")
+    assert len(load_audio(tone(440) + other, 16000, 2, "windows")) == 2  # another format's
+    tail = tone(440) + b"LIST" + bytes(4000) + b"TAG" + bytes(125)  # no sound
+    assert len(load_audio(tail, 16000, 2, "windows")) == 2
+
+
+@pytest.mark.parametrize("large", [1 << 22, 9000])
+def test_blocks_before_an_error_come_once(large):
+    wave = music(80_000)[:, 0]
+    data = as_bytes(wave, 8000, "FLAC", "PCM_16")
+    got = decode(io.BytesIO(data[: len(data) // 2]), large)
+    assert 20_000 < len(got) < 60_000 and np.abs(got - wave[: len(got)]).max() < 1e-4
+
+
+def test_a_cut_mp3_is_not_garbled():
+    t = np.arange(4 * 16000) / 16000
+    data = as_bytes(0.3 * np.sin(2 * np.pi * 880 * t), 16000, "MP3", "MPEG_LAYER_III")
+    waves = load_audio(data[: len(data) * 3 // 4], 16000, 0.5, "windows")
+    assert len(waves) > 4 and np.allclose(pitches(waves[:-1], 16000), 880, atol=5)
+
+
+def test_streams_side_by_side_are_not_joined_ones():
+    """An Ogg file with two streams has both first pages at its start."""
+    data = as_bytes(music(80_000)[:, 0], 8000, "OGG", "VORBIS")
+    first = data[: data.index(b"OggS", 4)]
+    other = first[:14] + b"\x77\x77\x77\x77" + first[18:]  # another serial number
+    assert further_chains(io.BytesIO(first + other + data[len(first) :])) == []
+    assert further_chains(io.BytesIO(data + data)) == [len(data)]
+
+
+def test_a_place_across_two_blocks_is_found():
+    data = bytes(7) + b"fLaC" + bytes(7) + b"fLaC"
+    assert all(places(io.BytesIO(data), b"fLaC", block) == [7, 18] for block in range(4, 30))
+
+
+@pytest.mark.parametrize("format, subtype", CONTAINERS)
+def test_damage_anywhere_is_an_audio_error_or_sound(format, subtype):
+    data, rng = as_bytes(music(4000, 2), 8000, format, subtype), np.random.default_rng(0)
+    for _ in range(60):
+        hurt = bytearray(data)
+        for place in rng.integers(0, min(len(data), 120), 3):
+            hurt[place] = rng.integers(256)
+        with suppress(AudioError):
+            got = load_audio(bytes(hurt[: rng.integers(20, len(data))]), 16000, 0.5, "windows")
+            assert got.shape[1] == 8000 and got.isfinite().all() and got.abs().max() <= 40

@@ -1,22 +1,29 @@
+import io
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from conftest import flac, make_samples, options, results_of
 
 import eval as evaluation
-from disk import DataError
+from disk import DataError, read_tensors, write_tensors
 from distributed import Ranks
-from distributed.parts import Parts
+from distributed.parts import Parts, json_lines, whole_lines
 from eval import load_answers as load
 from mats import MATS
-from scoring.results import trained_variance, with_scores
+from scoring.results import listening, trained_variance, with_scores
 from shards.writer import ShardWriter
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +36,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     assert results["benchmarks"]["sound"] == {
         "ACC": last["sound"]["ACC"]["value"],
         "n": 19,
+        "clips": 20,
         "ci95": last["sound"]["ACC"]["ci95"],
     }
     assert (
@@ -38,7 +46,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
     for name in ("report.md", "report.html", "results.png"):
         assert (evaluated / name).stat().st_size > 1000
     assert (
-        "| sound classification | ACC | 19 |" in (evaluated / "report.md").read_text()
+        "| sound classification | ACC | 19 of 20 |" in (evaluated / "report.md").read_text()
         and "data:audio/flac" in (evaluated / "report.html").read_text()
     )
     predictions = [
@@ -66,6 +74,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         (["--columns", "santaa"], "no santaa .*there are: text, none"),
         (["--decoding", "beams"], "neither greedy, official, beam nor JSON"),
         (["--label-template", "a label"], "in place of the label"),
+        (["--label-template", "{} of {x}"], "in place of the label"),
     ):
         with pytest.raises(DataError, match=message):
             evaluation.main(options(project, *more))
@@ -122,7 +131,7 @@ def test_a_clip_of_two_benchmarks_is_encoded_once(project, tmp_path, monkeypatch
     whole, encode_group, heard = evaluation.evaluation_of(args), evaluation.encode_group, []
 
     def counted(clap, group):
-        heard.extend(clip for clip, _ in group)
+        heard.extend(clip.digest for clip, _ in group)
         return encode_group(clap, group)
 
     monkeypatch.setattr(evaluation, "encode_group", counted)
@@ -343,7 +352,398 @@ def test_a_clip_of_several_windows_is_their_unit_mean():
             return torch.nn.functional.normalize(waves, dim=-1)
 
     waves = torch.randn(3, 4)
-    found = evaluation.encode_group(Clap(), [("a", waves), ("b", waves[:1])])
+    a, b = (evaluation.Clip(name, "", b"") for name in "ab")
+    found = evaluation.encode_group(Clap(), [(a, waves), (b, waves[:1])])
     mean = torch.nn.functional.normalize(waves, dim=-1).mean(0)
     torch.testing.assert_close(found["a"], mean / mean.norm())
     torch.testing.assert_close(found["b"], waves[0] / waves[0].norm())
+
+
+# --- troubles with files ---
+
+
+class Said:
+    """Stands in for MATS.generate: other answers than the model's."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.answers, self.asked = answers or ("a dog",), []
+        monkeypatch.setattr(MATS, "generate", self.generate)
+
+    def generate(self, z, instructions, *args, **kwargs):
+        self.asked.append(len(z))
+        return [self.answers[i % len(self.answers)] for i in range(len(z))]
+
+
+def bench(tmp_path, name, rows, audio=None, labels=None):
+    """A benchmark of these rows' fields; audio: {place: bytes} in place of a noise."""
+    with ShardWriter(tmp_path / "bench" / name) as writer:
+        for i, (s, row) in enumerate(zip(make_samples(len(rows)), rows)):
+            data = (audio or {}).get(i, flac(i))
+            writer.write({**s, "task": "aqa", **row}, audio=("flac", data))
+    if labels:
+        (tmp_path / "bench" / name / "labels.json").write_text(json.dumps(labels))
+
+
+def argv(project, tmp_path, *more):
+    folders = ["--shards", str(tmp_path / "bench"), "--out", str(tmp_path / "out")]
+    return ["--ckpt", str(project / "run/model"), *folders, "--columns", "none", *more]
+
+
+def spoil(path, changes):
+    """Rewrites a shard: {number of the sample: fields to change}."""
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    at = [i for i, (name, _) in enumerate(members) if name.endswith(".json")]
+    for number, fields in changes.items():
+        name, content = members[at[number]]
+        members[at[number]] = name, json.dumps(json.loads(content) | fields).encode()
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_clips_that_cannot_be_used_are_counted(project, tmp_path, monkeypatch, capsys):
+    Said(monkeypatch, "yes", "no")
+    loud = io.BytesIO()
+    sf.write(loud, np.full(8000, 1e30), 8000, format="WAV", subtype="FLOAT")
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 5, {1: loud.getvalue()})
+    spoil(tmp_path / "bench/yesno/000000.tar", {3: {"answer": " "}, 4: {"tag": ["a", "b"]}})
+    evaluation.main(argv(project, tmp_path))
+    printed = capsys.readouterr()
+    assert "| B-ACC | 2 of 5 |" in printed.out
+    assert "| B-ACC | 2 of 5 |" in (tmp_path / "out/report.md").read_text()
+    assert "n = 2 of 5" in (tmp_path / "out/report.html").read_text()
+    found = results_of(tmp_path / "out")
+    assert (found["n"]["yesno"], found["clips"]["yesno"]) == (2, 5)
+    for said in ("samples up to 1e+30", "answer is ' ' where", "tag is ['a', 'b'] where"):
+        assert said in printed.err
+
+
+def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, monkeypatch, capsys):
+    said = Said(monkeypatch, "yes", "no")
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
+    bench(tmp_path, "open", [{"answer": "a dog"}] * 2, dict.fromkeys(range(2), b"no sound"))
+    bench(tmp_path, "sound", [{"answer": "dog"}] * 2, labels=["cat", "cow"])
+    bench(tmp_path, "music", [{"answer": "dog"}] * 2, labels=["dog", "Dog"])
+    bench(tmp_path, "caption", [{"answer": "a dog"}] * 4)
+    shard = next((tmp_path / "bench/caption").glob("*.tar"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError) as error:
+        evaluation.main(argv(project, tmp_path, "--columns", "shift,none"))
+    reasons = (
+        "open: .*not one clip has audio",
+        "sound: the answer of .* is not in labels.json",
+        "music: .*names a class twice",
+        "caption: a shard is damaged: .*tar",
+    )
+    for reason in reasons:
+        assert re.search(reason, str(error.value))
+    found = results_of(tmp_path / "out")
+    assert "key" not in found  # the same command tries again
+    assert set(found["columns"]["none"]) == {"yesno"} and set(found["failed"]) == {
+        *("open", "sound", "music", "caption")
+    }
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| yes/no questions | B-ACC | 3 |" in report and "**Warning:** open was not" in report
+    assert "music was not scored" in (tmp_path / "out/report.html").read_text()
+
+    # `shift` is made of the benchmarks that have audio, and its file named after them
+    evaluation.main(argv(project, tmp_path, "--columns", "shift", "--bench", "yesno"))
+    once = sum(said.asked)
+    with pytest.raises(DataError):
+        evaluation.main(argv(project, tmp_path, "--columns", "shift", "--bench", "yesno,open"))
+    assert sum(said.asked) == once
+
+    shard.write_bytes(whole)  # nothing that was made of half of it is taken for the whole
+    (tmp_path / "bench/sound/labels.json").write_text('["cat", "dog"]')
+    asked = sum(said.asked)
+    with pytest.raises(DataError, match="^not scored, unlike the others: music: .*; open: "):
+        evaluation.main(argv(project, tmp_path))
+    assert sum(said.asked) == asked + 4  # the captions; `none` of the others is stored
+    assert results_of(tmp_path / "out")["n"] == {"sound": 2, "caption": 4, "yesno": 3}
+    assert "| sound captions | ROUGE-L | 4 |" in capsys.readouterr().out
+
+
+def test_a_question_that_does_not_fit_the_model_is_named(project, tmp_path):
+    bench(tmp_path, "yesno", [{"answer": "yes"}, {"answer": "no", "instruction": "why " * 300}])
+    with pytest.raises(DataError, match="yesno: .*tokens"):
+        evaluation.main(argv(project, tmp_path))
+    bench(tmp_path, "open", [{"answer": "a dog"}])
+    words = ["--bench", "open", "--decoding", '{"num_bims": 2}']
+    with pytest.raises(DataError, match="open: .*num_bims"):
+        evaluation.main(argv(project, tmp_path, *words))
+
+
+def test_where_every_benchmark_fails_the_reasons_are_given(project, tmp_path):
+    bench(tmp_path, "yesno", [{"answer": "yes"}], {0: b"no sound"})
+    with pytest.raises(DataError, match="^.*yesno: not one clip has audio that can be decoded$"):
+        evaluation.main(argv(project, tmp_path))
+    (tmp_path / "bench/yesno/index.json").write_text('{"shards": [{"file": "a", "n": 1}]}')
+    with pytest.raises(DataError, match="index.json"):
+        evaluation.main(argv(project, tmp_path))
+
+
+def test_damaged_vectors_are_made_again(project, tmp_path, monkeypatch, capsys):
+    Said(monkeypatch, "yes", "no")
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
+    evaluation.main(argv(project, tmp_path))
+    vectors = next((tmp_path / "out/vectors").glob("yesno.*.safetensors"))
+    rows, whole = vectors.with_suffix(".json"), vectors.read_bytes()
+    other = {name: z.clone() for name, z in read_tensors(vectors).items()}  # no view of the file
+    first = {**other, next(k for k in other if k != "text"): torch.full((16,), torch.nan)}
+    wide = {**other, next(k for k in other if k != "text"): torch.zeros(3)}
+    damages = [
+        lambda: vectors.write_bytes(whole[:100]),
+        lambda: vectors.write_bytes(b""),
+        lambda: rows.write_text("[1"),
+        lambda: rows.write_text('[{"id": "a"}]'),
+        lambda: rows.write_text(json.dumps([{"id": "a"}] * 3)),
+        lambda: rows.unlink(),
+        lambda: write_tensors(first, vectors),
+        lambda: write_tensors(wide, vectors),
+        lambda: write_tensors({**other, "text": other["text"][:2]}, vectors),
+    ]
+    for damage in damages:
+        damage()
+        (tmp_path / "out/results.json").unlink()
+        evaluation.main(argv(project, tmp_path))
+        printed = capsys.readouterr()
+        assert str(vectors.stem) in printed.err and "encoded again" in printed.err
+        torch.testing.assert_close(read_tensors(vectors), other)
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_damaged_predictions_lose_no_answer_that_can_be_read(
+    project, tmp_path, monkeypatch, capsys
+):
+    said = Said(monkeypatch, "a\u2028b", "\ud83d dog", "x\x85y", "\x0bz")
+    bench(tmp_path, "open", [{"answer": "a dog", "id": f"clip{i}"} for i in range(6)])
+    evaluation.main(argv(project, tmp_path))
+    path = next((tmp_path / "out/none").glob("open.*.jsonl"))
+    lines = path.read_bytes().split(b"\n")
+    answers = [json.loads(line)["prediction"] for line in lines[:-1]]
+    assert len(answers) == 6 and {*answers} == {*said.answers}
+    capsys.readouterr()
+    said.answers = ("new",)
+    path.write_bytes(
+        b"\n".join([lines[0], lines[1][:20], b"[]", lines[3], b'{"id": 1}', lines[5], b""])
+    )
+    with pytest.raises(DataError, match="3 of 6 answers cannot be read .*line is 2.*--score"):
+        evaluation.main(argv(project, tmp_path, "--score"))
+    (tmp_path / "out/results.json").write_text("[")
+    evaluation.main(argv(project, tmp_path))
+    assert "3 of 6 answers cannot be read" in capsys.readouterr().err
+    found = [line["prediction"] for line in whole_lines(path)]
+    assert [a for a, b in zip(found, answers) if a == b] == [answers[i] for i in (0, 3, 5)]
+    assert found.count("new") == 3 and sum(said.asked) == 6 + 3
+    assert "\ufffd" not in (tmp_path / "out/report.html").read_text()
+
+
+def test_results_of_another_form_are_made_again(project, tmp_path, monkeypatch, capsys):
+    said = Said(monkeypatch, "yes", "no")
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
+    evaluation.main(argv(project, tmp_path))
+    wanted, path = results_of(tmp_path / "out"), tmp_path / "out/results.json"
+    for form in ("", "[]", "{", "{}", json.dumps({"key": wanted["key"], "columns": 3})):
+        path.write_text(form)
+        evaluation.main(argv(project, tmp_path))
+        assert results_of(tmp_path / "out") == wanted
+    assert len(said.asked) == 1 and "is made again" in capsys.readouterr().err
+    (tmp_path / "out/report.md").unlink()
+    evaluation.main(argv(project, tmp_path))
+    assert (tmp_path / "out/report.md").exists()
+
+
+def test_damaged_parts_are_named_and_made_again(tmp_path, capsys):
+    parts = Parts(tmp_path / "sound.key.jsonl", Ranks(0, 1, None), evaluation.save_answers, load)
+    parts.add({1: "cat"})
+    damaged = {
+        "sound.key.0.2.part": b"\x00\x01\n",
+        "sound.key.0.3.part": b"[]\n",
+        "sound.key.0.4.part": b'{"i": "x", "prediction": "dog"}\n',
+        "sound.key.0.5.part": b'{"i": 3}\n',
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+    assert parts.merged() == {1: "cat"}
+    said = capsys.readouterr().err
+    assert all(name in said and not (tmp_path / name).exists() for name in damaged)
+    vectors = Parts(tmp_path / "v.safetensors", Ranks(0, 1, None), write_tensors, read_tensors)
+    vectors.add({"a": torch.ones(2)})
+    (tmp_path / "v.0.7.part").write_bytes(b"half")
+    assert list(vectors.merged()) == ["a"] and "v.0.7.part" in capsys.readouterr().err
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    values = [{"a": "x\u2028y\x85\x0c\r\n"}, {"a": "half \ud83d"}]
+    (tmp_path / "a").write_bytes(json_lines(values))
+    assert whole_lines(tmp_path / "a") == values
+    (tmp_path / "a").write_bytes(json_lines(values) + b"{\n")
+    with pytest.raises(DataError, match="a is damaged.*line 3 should hold a JSON object"):
+        whole_lines(tmp_path / "a")
+
+
+def test_compare_names_a_file_that_holds_no_predictions(project, evaluated, tmp_path):
+    good = next((evaluated / "none").glob("yesno.*.jsonl"))
+    bad = tmp_path / "yesno.x.jsonl"
+    for content, message in (
+        (b"", "holds no predictions"),
+        (b"{\n", "line 1 should hold"),
+        (b'{"id": "a"}\n', "line 1: sample 'a' lacks"),
+        (good.read_bytes().replace(b'"prediction"', b'"other"'), "line 1: it has no prediction"),
+    ):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            evaluation.main(options(project, "--compare", str(good), str(bad)))
+
+
+def test_a_clip_that_the_encoder_refuses_is_left_out_alone(capsys):
+    class Clap:
+        def encode_audio(self, waves):
+            if (waves > 5).any():
+                raise ValueError("row 0: much too large")
+            return torch.nn.functional.normalize(waves, dim=-1)
+
+    group = [(evaluation.Clip(str(i), f"clip {i}", b""), torch.ones(1, 4)) for i in range(7)]
+    group[3][1][0, 0] = 9
+    assert list(evaluation.encode_group(Clap(), group)) == ["0", "1", "2", "4", "5", "6"]
+    assert capsys.readouterr().err == "left out: clip 3: row 0: much too large\n"
+
+
+def test_equal_answers_are_a_warning(project, tmp_path, monkeypatch, capsys):
+    said = Said(monkeypatch, "yes")
+    bench(tmp_path, "yesno", [{"answer": ("yes", "no")[i % 2]} for i in range(12)])
+    evaluation.main(argv(project, tmp_path))
+    line = "Every one of 12 clips of `yesno` got the same answer to the same question over none"
+    assert f"warning: {line}" in capsys.readouterr().out
+    assert f"**Warning:** {line}" in (tmp_path / "out/report.md").read_text()
+    assert line in (tmp_path / "out/report.html").read_text()
+    evaluation.main(argv(project, tmp_path))  # nothing has changed, and the warning stays
+    assert line in capsys.readouterr().out
+    said.answers = ("yes", "no")
+    evaluation.main(argv(project, tmp_path, "--crop", "windows"))
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_the_run_beside_the_model_says_how_much_it_hears(project, tmp_path, monkeypatch):
+    Said(monkeypatch, "yes", "no")
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 2)
+    assert listening(tmp_path / "log.jsonl") == {}
+    lines = [
+        {"step": 2, "val_loss": 1.5, "val_loss_other": 2.0},
+        {"step": 4, "val_loss": 1.25, "val_loss_other": 2.5},
+        {"step": 5, "loss": 1},
+        {"step": 6, "val_loss": 1},
+    ]
+    log = project / "run/log.jsonl"
+    log.write_bytes(json_lines(lines) + b"[]\nnonsense\n" + b'{"step": 9, "val_lo')
+    try:
+        evaluation.main(argv(project, tmp_path))
+    finally:
+        log.unlink()
+    sentence = "Validation at step 4 of training: loss 1.250, and 2.500 with another sample"
+    assert sentence in (tmp_path / "out/report.md").read_text()
+    assert sentence in (tmp_path / "out/report.html").read_text()
+
+
+def test_the_encoder_is_checked_where_it_is_loaded(project, evaluated, tmp_path, monkeypatch):
+    shutil.copytree(project / "run/model", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config |= {k: str(project / k) for k in ("llm", "clap")} | {"probe": [1.0] * 48}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    words = ["--ckpt", str(tmp_path / "model"), "--shards", str(project / "bench")]
+    with pytest.raises(DataError, match="trained on vectors of another encoder than .*clap is now"):
+        evaluation.main(words)
+    config["probe"] = None
+    config["clap"] = "../gone"
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="the field clap names ../gone, which is not there"):
+        evaluation.main(words)
+    with pytest.raises(DataError, match="did you mean .*run/model"):
+        evaluation.main(["--ckpt", str(project / "run")])
+
+
+def test_a_damaged_state_is_said_and_no_more(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "state.pt").write_bytes(b"half")
+    assert trained_variance(tmp_path / "model") is None
+    assert "state.pt" in capsys.readouterr().err
+    (tmp_path / "model/santa.safetensors").write_bytes(b"version https://git-lfs")
+    assert trained_variance(tmp_path / "model") is None
+    assert "santa.safetensors" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkeypatch):
+    """The clips that were encoded are kept, and those that wait are not decoded."""
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 70)
+    decoded, real = [], evaluation.load_audio
+
+    def slow(*args):
+        decoded.append(1)
+        time.sleep(0.02)
+        return real(*args)
+
+    def interrupted(clap, group):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "load_audio", slow)
+    encode_group = evaluation.encode_group
+    monkeypatch.setattr(evaluation, "encode_group", interrupted)
+    args = evaluation.arguments().parse_args(argv(project, tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.encode(evaluation.evaluation_of(args), "yesno")
+    monkeypatch.setattr(evaluation, "encode_group", encode_group)
+    assert len(decoded) < 45
+
+    whole = evaluation.evaluation_of(args)
+
+    def stops(clap, group):
+        whole.stopping.set()
+        return encode_group(clap, group)
+
+    monkeypatch.setattr(evaluation, "encode_group", stops)
+    with pytest.raises(evaluation.Stopped):
+        evaluation.encode(whole, "yesno")
+    part = next((tmp_path / "out/vectors").glob("*.part"))
+    assert len(read_tensors(part)) == 32
+    monkeypatch.setattr(evaluation, "encode_group", encode_group)
+    found = evaluation.encode(evaluation.evaluation_of(args), "yesno")
+    assert len(found.rows) == 70 and not part.exists()
+
+
+def test_ctrl_c_while_generating_stops_the_encoding_thread(project, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MATS, "generate", interrupted)
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 2)
+    args = evaluation.arguments().parse_args(argv(project, tmp_path))
+    whole = evaluation.evaluation_of(args)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.predict(whole, ["none"])
+    assert whole.stopping.is_set()
+
+
+@pytest.mark.slow
+def test_as_a_command_troubles_are_one_line(project, tmp_path):
+    bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
+    (tmp_path / "file").write_text("")
+
+    def run(out, limit=None):
+        def full():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        words = [sys.executable, str(ROOT / "eval.py"), *argv(project, tmp_path), "--out", str(out)]
+        done = subprocess.run(words, capture_output=True, preexec_fn=limit and full, text=True)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr.splitlines()[-1]
+
+    status, said = run(tmp_path / "file/x")
+    assert status == 1 and said.startswith("eval.py: ") and "Not a directory" in said
+    status, said = run(tmp_path / "full", 20_000)
+    assert status == 1 and "the disk is full" in said
+    assert not list((tmp_path / "full").rglob("*.part"))
+    assert run(tmp_path / "full")[0] == 0

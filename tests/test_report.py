@@ -351,3 +351,25 @@ def test_compare_joins_by_clip_and_question():
         report.compare(rows, rows[:7] + rows[8:])
     with pytest.raises(ValueError, match="the second lacks 1 of 8.*; the first lacks 1 of 8"):
         report.compare(rows[:8], rows[:7] + [rows[7] | {"id": "other"}])
+
+
+def test_warnings_come_first_and_are_text():
+    results = make_results()
+    assert report.warnings(results) == [] and report.heard(results) == ""
+    assert report.summary(results).startswith("| benchmark |")
+    table = report.summary(results)
+    results["failed"] = {"sound": "a shard is <b>damaged</b>\nand more"}
+    results["deaf"] = {"esc50": {"none": 2000, "santa": 1999}}
+    results["listening"] = {"step": 4000, "val_loss": 1.5, "val_loss_other": 2.25}
+    said = report.markdown(results)
+    assert said.index("**Warning:** sound was not scored") < said.index("| benchmark |")
+    assert "Every one of 2,000 clips of `esc50`" in said and "over santa" in said
+    assert "loss 1.500, and 2.250 with another" in said and "difference, 0.750," in said
+    assert said.index("| benchmark |") < said.index("step 4,000") < said.index("## 95 %")
+    summary = report.summary(results)
+    assert summary.startswith(
+        "warning: sound was not scored: a shard is <b>damaged</b> and more.\n"
+    )
+    assert summary.count("warning: ") == 3 and summary.endswith(table)
+    page = report.html(results, make_predictions(), lambda name, row: None)
+    assert "a shard is &lt;b&gt;damaged&lt;/b&gt;" in page and "difference, 0.750," in page

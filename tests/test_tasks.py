@@ -26,6 +26,7 @@ LABELS = ["dog", "cat", "rain", "church bell"]
 
 def letters(texts):
     """A text encoder by hand: counts of letters."""
+    "".join(texts).encode()  # as a tokenizer would
     alphabet = map(chr, range(ord("a"), ord("z") + 1))
     counts = [[text.lower().count(letter) for text in texts] for letter in alphabet]
     return F.normalize(torch.tensor(counts).double().T + 0.01, dim=-1)
@@ -175,6 +176,24 @@ def test_multiple_choice_is_mmaus_rule(shared):
     assert right == [case["correct"] for case in cases] and len(cases) > 10
 
 
+def test_mmaus_rule_word_by_word():
+    """As MMAU publishes it: no word of the answer may be missing, and no word may occur that only
+    wrong choices have; an empty prediction is wrong."""
+    rng, vocabulary, seen = np.random.default_rng(0), ["red", "blue", "deep", "a"], Counter()
+    for _ in range(4000):
+        choices = [
+            " ".join(rng.choice(vocabulary, rng.integers(1, 3), replace=False)) for _ in range(3)
+        ]
+        said = rng.choice([*vocabulary, "sky"], rng.integers(0, 4), replace=False)
+        answer = choices[0].split()
+        missing = [word for word in answer if word not in said]
+        wrong = [w for c in choices[1:] for w in c.split() if w not in answer and w in said]
+        right = tasks.chooses_right(row(", ".join(said).title(), choices[0], choices=choices))
+        assert right == (not missing and not wrong and len(said) > 0)
+        seen[bool(missing), bool(wrong)] += 1
+    assert len(seen) == 4 and min(seen.values()) > 100
+
+
 def test_multiple_choice_by_kind():
     rows = [
         row(p, "red", choices=["red", "blue"], category=kind)
@@ -311,7 +330,17 @@ def test_any_prediction_is_scored(name):
         "clothoaqa": ["yes", "no", "yes"],
         **dict.fromkeys(("audiocaps", "clotho", "musiccaps"), ["a dog barks", ""]),
     }.get(name, "dog")
-    odd = ["", " ", "word " * 1000, "Ein Hund bellt – 犬が吠える", "🐕", "dog; ; ,", "\n", "dog"]
+    odd = [
+        "",
+        " ",
+        "word " * 1000,
+        "Ein Hund bellt – 犬が吠える",
+        "🐕",
+        "dog; ; ,",
+        "\n",
+        "half \ud83d",
+        "dog",
+    ]
     rows = [row(said, answer, choices=["dog", "cat"]) | {"id": i} for i, said in enumerate(odd)]
     context = Context(LABELS, {"clap": letters}, verdicts={(0, "?"): 1.0})
     result = score(name, rows, context)
@@ -351,3 +380,74 @@ def test_chance_of_questions_and_captions_is_not_the_own_reference():
     rows = [{"id": str(i), "instruction": "?", "answer": [a]} for i, a in enumerate(("one", "two"))]
     assert chance("open", rows, Context())["EM"] == 0
     assert chance("caption", rows, Context())["ROUGE-L"] == 0
+
+
+# --- rows before they are used ---
+
+
+def sample(**more):
+    plain = {"text": None, "instruction": "?", "answer": "dog", "task": "mcq", "source": "s"}
+    return plain | {"id": "a", "choices": ["Dog", "cat"], "clip": "c"} | more
+
+
+@pytest.mark.parametrize(
+    "benchmark, changed, problem",
+    [
+        ("mcq", {}, ""),
+        ("mcq", {"id": 5, "tag": None, "category": "music"}, ""),
+        ("mcq", {"answer": "cow"}, "an answer that is not among its choices: 'cow'"),
+        ("mcq", {"choices": "dog"}, "choices is 'dog' where it must be a list"),
+        ("mcq", {"choices": ["dog", 5]}, "where it must be a list of strings"),
+        ("mcq", {"choices": []}, "lacks its choices"),
+        ("yesno", {"labels": "dog"}, "its labels are 'dog'"),
+        ("yesno", {"id": ["a"]}, "id is ['a'] where it must be"),
+        ("yesno", {"tag": 5}, "tag is 5 where it must be"),
+        ("yesno", {"category": ["a"]}, "its category is ['a'], no text"),
+        ("yesno", {"instruction": "half \ud83d"}, "instruction holds half a character"),
+        ("yesno", {"answer": ["", " "]}, "answer is ['', ' '] where"),
+        ("yesno", {"answer": ["", "yes"], "task": "aqa"}, "answer is ['', 'yes'] where"),
+        ("yesno", {"answer": 5}, "answer is 5 where it must be a string"),
+        ("yesno", {"answer": []}, "answer is [] where it must be a string"),
+        ("mcq", {"answer": ""}, "its answer is empty"),
+        ("mmau", {"answer": ""}, ""),
+    ],
+)
+def test_rows_are_checked_before_use(benchmark, changed, problem):
+    found = tasks.unfit(benchmark, sample(**changed))
+    assert problem in found and bool(problem) == bool(found)
+
+
+def test_rows_of_choices_need_them():
+    bare = {name: value for name, value in sample(task="aqa").items() if name != "choices"}
+    assert tasks.unfit("yesno", bare) == ""
+    assert tasks.unfit("mcq", bare) == tasks.unfit("mmau", bare) == "it has no choices"
+
+
+def heard(*rows):
+    """deaf() of rows (instruction, answer, prediction), each with a clip of its own."""
+    fields = ("instruction", "answer", "prediction")
+    return tasks.deaf([{"id": i, "clip": i} | dict(zip(fields, r)) for i, r in enumerate(rows)])
+
+
+def test_equal_answers_to_the_same_question():
+    other = ["yes", "no"] * 6
+    one = [("dog?", truth, "yes") for truth in other]
+    assert heard(*one) == 12
+    assert heard(*one[:9]) == 0  # too few
+    assert heard(*one[:-1], ("dog?", "no", "no")) == 0
+    assert heard(*[("dog?", "yes", "yes")] * 12) == 0  # all of them right
+    # two questions, each with its own answer to all clips
+    cats = [("cat?", truth, "no") for truth in other]
+    assert heard(*one, *cats) == 24
+    assert heard(*one, *cats[:-1], ("cat?", "yes", "yes")) == 0
+    assert heard(*one, ("bird?", "yes", "no")) == 12  # asked of one clip alone
+    # every clip has a question of its own
+    assert heard(*[(f"{i}?", truth, "yes") for i, truth in enumerate(other)]) == 12
+    assert heard(*[(f"{i}?", truth, truth) for i, truth in enumerate(other)]) == 0
+    # a question that is asked of one clip again and again is one of its own
+    again = [{"id": 0, "clip": 0, "instruction": "?", "answer": a, "prediction": ""} for a in other]
+    more = [{**row, "id": i, "clip": i, "instruction": f"{i}?"} for i, row in enumerate(again)]
+    assert tasks.deaf(again + more) == 12
+    # many questions about one clip say nothing
+    rows = [{"id": 0, "clip": 0, "instruction": "?", "answer": a, "prediction": ""} for a in other]
+    assert tasks.deaf(rows) == 0
