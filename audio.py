@@ -30,6 +30,8 @@ import soundfile as sf
 import soxr
 import torch
 
+from disk import recognised
+
 CROPS = ("center", "random", "windows")
 Bytes = bytes | bytearray | memoryview
 PathLike = str | os.PathLike
@@ -190,25 +192,14 @@ CONTAINERS = {  # how files begin that libsndfile does not read
     b"FLV": "Flash video",
     b"\x00\x00\x01\xba": "MPEG video",
 }
-ARCHIVES = (
-    b"PK\x03\x04",
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"\x28\xb5\x2f\xfd",
-    b"7z\xbc\xaf",
-    b"Rar!",
-)
 
 
 def other_kind(head: bytes, file) -> str:
     """What a file is that cannot be decoded, and what to do; empty where that is unknown."""
-    if head.startswith(b"version https://git-lfs"):
-        return "is only a Git LFS pointer: fetch the file itself (git lfs pull)"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page: the download was refused? Get the file itself"
-    if head.startswith(ARCHIVES) or head[257:262] == b"ustar":
-        return "is an archive or compressed: unpack it first"
+    if known := recognised(head):
+        return known
+    if head.startswith((b"PK\x03\x04", b"7z\xbc\xaf", b"Rar!")) or head[257:262] == b"ustar":
+        return "is an archive: unpack it first"
     kind = next((kind for magic, kind in CONTAINERS.items() if head.startswith(magic)), "")
     if head[4:8] == b"ftyp":
         kind = "MP4 (m4a, mp4, mov)"

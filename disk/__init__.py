@@ -33,6 +33,12 @@ def seems(path) -> str:
         return "is a folder"
     with open(path, "rb") as file:
         head = file.read(200)
+    size = path.stat().st_size
+    return recognised(head) or f"is damaged or cut off ({size:,} bytes): get it again"
+
+
+def recognised(head: bytes) -> str:
+    """What a file that begins so is, where it is often met in place of another; else empty."""
     if not head:
         return "is empty: a copy or a download that was broken off? Get it again"
     if head.startswith(b"version https://git-lfs"):
@@ -41,7 +47,7 @@ def seems(path) -> str:
         return "is a web page: the download was refused? Get the file itself"
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "is compressed: unpack it first"
-    return f"is damaged or cut off ({path.stat().st_size:,} bytes): get it again"
+    return ""
 
 
 def read_json(path, kind: type = dict):

@@ -2,6 +2,7 @@
 
 Ranks       which process this is, what to wait for, what to sum; the same calls with one process
 end         ends this process at once, with its reason
+progress    the master's progress bar
 watch.py    ends a process that makes no progress, and names the rank that hangs
 log.py      what a training run logs, summed over the processes
 parts.py    partial results of all processes, which survive a kill
@@ -85,3 +86,9 @@ def end(message: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def progress(what: str, total: int, unit: str, ranks: Ranks, done: int = 0) -> tqdm:
+    """The master's progress bar."""
+    hidden = not ranks.master
+    return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", leave=False, disable=hidden)

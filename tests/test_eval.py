@@ -23,6 +23,7 @@ from distributed import Ranks
 from distributed.parts import Parts, json_lines, whole_lines
 from eval import load_answers as load
 from mats import MATS
+from scoring import encoding
 from scoring.results import listening, trained_variance, with_scores
 from shards.writer import ShardWriter
 
@@ -114,13 +115,13 @@ def test_shift_takes_the_mean_of_all_benchmarks(project, evaluated, tmp_path):
 
 def test_two_threads_encode_a_benchmark_once(project, tmp_path, monkeypatch):
     args = evaluation.arguments().parse_args(options(project, "--out", str(tmp_path)))
-    whole, encode_clips, calls = evaluation.evaluation_of(args), evaluation.encode_clips, []
+    whole, encode_clips, calls = evaluation.evaluation_of(args), encoding.encode_clips, []
 
     def counted(*job):
         calls.append(job[1])
         encode_clips(*job)
 
-    monkeypatch.setattr(evaluation, "encode_clips", counted)
+    monkeypatch.setattr(encoding, "encode_clips", counted)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: evaluation.encode(whole, "sound"), range(4)))
     assert calls == ["sound"] and all(part is found[0] for part in found)
@@ -128,13 +129,13 @@ def test_two_threads_encode_a_benchmark_once(project, tmp_path, monkeypatch):
 
 def test_a_clip_of_two_benchmarks_is_encoded_once(project, tmp_path, monkeypatch):
     args = evaluation.arguments().parse_args(options(project, "--out", str(tmp_path)))
-    whole, encode_group, heard = evaluation.evaluation_of(args), evaluation.encode_group, []
+    whole, encode_group, heard = evaluation.evaluation_of(args), encoding.encode_group, []
 
     def counted(clap, group):
         heard.extend(clip.digest for clip, _ in group)
         return encode_group(clap, group)
 
-    monkeypatch.setattr(evaluation, "encode_group", counted)
+    monkeypatch.setattr(encoding, "encode_group", counted)
     first, second = (evaluation.encode(whole, name) for name in ("sound", "yesno"))
     assert len(heard) == len(set(heard)) == 10
     assert torch.equal(first.audio, second.audio)
@@ -352,8 +353,8 @@ def test_a_clip_of_several_windows_is_their_unit_mean():
             return torch.nn.functional.normalize(waves, dim=-1)
 
     waves = torch.randn(3, 4)
-    a, b = (evaluation.Clip(name, "", b"") for name in "ab")
-    found = evaluation.encode_group(Clap(), [(a, waves), (b, waves[:1])])
+    a, b = (encoding.Clip(name, "", b"") for name in "ab")
+    found = encoding.encode_group(Clap(), [(a, waves), (b, waves[:1])])
     mean = torch.nn.functional.normalize(waves, dim=-1).mean(0)
     torch.testing.assert_close(found["a"], mean / mean.norm())
     torch.testing.assert_close(found["b"], waves[0] / waves[0].norm())
@@ -607,9 +608,9 @@ def test_a_clip_that_the_encoder_refuses_is_left_out_alone(capsys):
                 raise ValueError("row 0: much too large")
             return torch.nn.functional.normalize(waves, dim=-1)
 
-    group = [(evaluation.Clip(str(i), f"clip {i}", b""), torch.ones(1, 4)) for i in range(7)]
+    group = [(encoding.Clip(str(i), f"clip {i}", b""), torch.ones(1, 4)) for i in range(7)]
     group[3][1][0, 0] = 9
-    assert list(evaluation.encode_group(Clap(), group)) == ["0", "1", "2", "4", "5", "6"]
+    assert list(encoding.encode_group(Clap(), group)) == ["0", "1", "2", "4", "5", "6"]
     assert capsys.readouterr().err == "left out: clip 3: row 0: much too large\n"
 
 
@@ -679,7 +680,7 @@ def test_a_damaged_state_is_said_and_no_more(tmp_path, capsys):
 def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkeypatch):
     """The clips that were encoded are kept, and those that wait are not decoded."""
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 70)
-    decoded, real = [], evaluation.load_audio
+    decoded, real = [], encoding.load_audio
 
     def slow(*args):
         decoded.append(1)
@@ -689,13 +690,13 @@ def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkey
     def interrupted(clap, group):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "load_audio", slow)
-    encode_group = evaluation.encode_group
-    monkeypatch.setattr(evaluation, "encode_group", interrupted)
+    monkeypatch.setattr(encoding, "load_audio", slow)
+    encode_group = encoding.encode_group
+    monkeypatch.setattr(encoding, "encode_group", interrupted)
     args = evaluation.arguments().parse_args(argv(project, tmp_path))
     with pytest.raises(KeyboardInterrupt):
         evaluation.encode(evaluation.evaluation_of(args), "yesno")
-    monkeypatch.setattr(evaluation, "encode_group", encode_group)
+    monkeypatch.setattr(encoding, "encode_group", encode_group)
     assert len(decoded) < 45
 
     whole = evaluation.evaluation_of(args)
@@ -704,12 +705,12 @@ def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkey
         whole.stopping.set()
         return encode_group(clap, group)
 
-    monkeypatch.setattr(evaluation, "encode_group", stops)
-    with pytest.raises(evaluation.Stopped):
+    monkeypatch.setattr(encoding, "encode_group", stops)
+    with pytest.raises(encoding.Stopped):
         evaluation.encode(whole, "yesno")
     part = next((tmp_path / "out/vectors").glob("*.part"))
     assert len(read_tensors(part)) == 32
-    monkeypatch.setattr(evaluation, "encode_group", encode_group)
+    monkeypatch.setattr(encoding, "encode_group", encode_group)
     found = evaluation.encode(evaluation.evaluation_of(args), "yesno")
     assert len(found.rows) == 70 and not part.exists()
 
