@@ -167,6 +167,7 @@ def test_the_page_holds_every_table(results):
         assert line.count("|") <= 7 or line.startswith("|---")  # README and docs take no wider ones
 
 
+@pytest.mark.slow
 def test_the_best_bridge_is_tested_on_the_clips_that_it_was_not_chosen_on(results):
     """projection is above Santa on the first half alone: that must not hold."""
     lucky = []

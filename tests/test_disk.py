@@ -110,6 +110,7 @@ def test_a_command_ends_in_one_line(tmp_path):
     assert run("print('a')") == (0, "a\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [

@@ -94,6 +94,7 @@ def shift_only(project, out, bench):
     return {path.name.split(".")[0]: path.name for path in made}
 
 
+@pytest.mark.slow
 def test_shift_takes_the_mean_of_all_benchmarks(project, evaluated, tmp_path):
     """Each benchmark counts once, and other benchmarks make another file of predictions."""
     args = evaluation.arguments().parse_args(options(project))
@@ -191,6 +192,7 @@ def test_the_trained_variance_is_found_without_a_memory(tmp_path):
     assert trained_variance(model) == 0.002
 
 
+@pytest.mark.slow
 def test_what_cannot_be_decoded_is_named(project, tmp_path, capsys):
     evaluation.main(options(project, "--out", str(tmp_path), "--columns", "none"))
     assert "farm.7" in capsys.readouterr().err
@@ -259,6 +261,7 @@ def test_protocols_change_scores_without_generating(project, evaluated, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_a_message(project, tmp_path):
     with pytest.raises(DataError, match="no santaa"):
         evaluation.main(options(project, "--compare", "none", "santaa"))
@@ -310,6 +313,7 @@ def test_compare(project, evaluated, capsys):
     assert "| yes/no questions | B-ACC | 19 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tags_are_given_to_the_model_unless_they_are_off(project, tmp_path, monkeypatch):
     with ShardWriter(tmp_path / "bench/yesno") as writer:
         for i, s in enumerate(make_samples(3)):
@@ -422,6 +426,7 @@ def test_clips_that_cannot_be_used_are_counted(project, tmp_path, monkeypatch, c
         assert said in printed.err
 
 
+@pytest.mark.slow
 def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, monkeypatch, capsys):
     said = Said(monkeypatch, "yes", "no")
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
@@ -487,6 +492,7 @@ def test_where_every_benchmark_fails_the_reasons_are_given(project, tmp_path):
         evaluation.main(argv(project, tmp_path))
 
 
+@pytest.mark.slow
 def test_damaged_vectors_are_made_again(project, tmp_path, monkeypatch, capsys):
     Said(monkeypatch, "yes", "no")
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
@@ -543,6 +549,7 @@ def test_damaged_predictions_lose_no_answer_that_can_be_read(
     assert "\ufffd" not in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_results_of_another_form_are_made_again(project, tmp_path, monkeypatch, capsys):
     said = Said(monkeypatch, "yes", "no")
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 3)
@@ -614,6 +621,7 @@ def test_a_clip_that_the_encoder_refuses_is_left_out_alone(capsys):
     assert capsys.readouterr().err == "left out: clip 3: row 0: much too large\n"
 
 
+@pytest.mark.slow
 def test_equal_answers_are_a_warning(project, tmp_path, monkeypatch, capsys):
     said = Said(monkeypatch, "yes")
     bench(tmp_path, "yesno", [{"answer": ("yes", "no")[i % 2]} for i in range(12)])
@@ -677,6 +685,7 @@ def test_a_damaged_state_is_said_and_no_more(tmp_path, capsys):
     assert "santa.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkeypatch):
     """The clips that were encoded are kept, and those that wait are not decoded."""
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 70)

@@ -33,6 +33,7 @@ def write(path):
     Path(path).write_bytes(bytes(1000))
 
 
+@pytest.mark.slow
 def test_outcomes_of_forks():
     assert outcome(fork(dict, {"outcome": "changed"})) == "changed"
     assert outcome(fork(refuse, "one line")) == "refused"
@@ -44,6 +45,7 @@ def test_outcomes_of_forks():
     assert outcome(fork(time.sleep, 60, kill_at=0.1)) == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_fork_is_short_of_memory_and_disk(tmp_path):
     assert fork(take, 1 << 40).error["kind"] == "MemoryError"
     assert fork(write, str(tmp_path / "a")).status == 0

@@ -466,6 +466,7 @@ def test_models_and_shards_that_moved_are_the_same_run(world, tmp_path):
     assert {name for name in before if before[name] != after[name]} == {"llm", "clap"}
 
 
+@pytest.mark.slow
 def test_vectors_of_another_encoder_are_refused(world, tmp_path, tokenizer):
     """Another folder, and the same folder trained again, whose name says nothing."""
     shutil.copytree(world / "clap", tmp_path / "clap")
@@ -503,6 +504,7 @@ def test_validation_lends_each_sample_anothers_vector(world):
         torch.testing.assert_close(z, vectors[at[text]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_model_that_does_not_listen_is_noticed(world, tmp_path, capsys, monkeypatch, listens):
     """A mapper that gives the same tokens for every vector; and a model that knows its samples."""
@@ -523,6 +525,7 @@ def test_a_model_that_does_not_listen_is_noticed(world, tmp_path, capsys, monkey
     assert ("does not listen" in said) == (not listens)
 
 
+@pytest.mark.slow
 def test_long_texts_are_named_in_training(world, tmp_path, capsys):
     samples = [s | {"answer": "moo " * 40} if i == 3 else s for i, s in enumerate(make_samples(16))]
     write_samples(tmp_path / "long", samples, clap=small_clap_of(world))
@@ -537,6 +540,7 @@ def small_clap_of(world):
     return load_clap(str(world / "clap"))
 
 
+@pytest.mark.slow
 def test_a_resumed_log_has_no_line_twice(world, finished, tmp_path):
     """The lines after the saved state are dropped, and written again."""
     shutil.copytree(finished, tmp_path / "run")
@@ -569,6 +573,7 @@ def test_several_ranks_log_their_mean():
     assert line["loss"] == 2.0 and line["skipped"] == 1 and meter.in_a_row == 1
 
 
+@pytest.mark.slow
 def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
     world, tmp_path, monkeypatch, capsys
 ):
