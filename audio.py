@@ -311,7 +311,10 @@ def decode_next(sound, stream):
 
 def read_mono(sound, count):
     """The next frames of an open SoundFile, at most `count`, as the mean of their channels."""
-    return sound.read(count, dtype="float32", always_2d=True).mean(1)
+    try:
+        return sound.read(count, dtype="float32", always_2d=True).mean(1)
+    except ValueError as e:  # a damaged mp3 can have read more frames than it says there are
+        raise EOFError from e
 
 
 def read_frames(sound, start, stop):
@@ -329,7 +332,7 @@ def decode(raw, large: int = 1 << 22):
     # Large blocks: soundfile seeks after each, and an mp3 decoder that has to seek garbles the next
     # frames. Small ones find the place of an error. A decoder that failed once fails for good.
     for samples in (large, 1 << 12):
-        with sound_file(raw) as sound, suppress(sf.LibsndfileError):
+        with sound_file(raw) as sound, suppress(sf.LibsndfileError, EOFError):
             sound.seek(count)
             while len(wave := read_mono(sound, -(-samples // sound.channels))) > 0:
                 blocks.append(wave)

@@ -502,11 +502,15 @@ class Batches(torch.utils.data.IterableDataset):
         return rank == self.rank and (info is None or turn % info.num_workers == info.id)
 
     def __iter__(self):
-        under_way, broken = {}, []  # visit number -> Held
+        under_way, broken, first = {}, [], None  # visit number -> Held; the first that begins here
         for m, visit, k in self.plan.batches(self.start):
+            if k == 0 and first is None:
+                first = visit.number
             if self.mine(m):
                 if visit.number not in under_way:
-                    under_way[visit.number] = self.load(visit, broken)
+                    # of a visit that began before a run was resumed, all was named then
+                    named = broken if first is not None and visit.number >= first else []
+                    under_way[visit.number] = self.load(visit, named)
                 yield self.batch(m, visit, k, under_way[visit.number], broken)
                 broken = []
             if k == visit.batches - 1:

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -317,10 +318,9 @@ class MATS(nn.Module):
             with reading(f"language model {config.llm!r}", missing):
                 llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
         llm = freeze(llm, config)
-        if lora:
-            self.llm = load_lora(llm, lora)
-        else:
-            self.llm = add_lora(llm, config)
+        with warnings.catch_warnings():  # peft asks transformers (5.23) in a deprecated way
+            warnings.simplefilter("ignore", FutureWarning)
+            self.llm = load_lora(llm, lora) if lora else add_lora(llm, config)
         shape = config.prefix, config.tokens, config.layers, config.heads
         self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, *shape)
         sliding = getattr(llm.config, "sliding_window", None)

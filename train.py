@@ -517,7 +517,7 @@ def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
     pending = run.validation and run.start and due(run.start, cfg.val_every, cfg)
     if pending and not is_validated(run.out, run.start):  # killed after it was saved
         check(run, run.start)
-    stream, meter = read(run), Meter(ranks)
+    stream, meter = read(run), Meter(ranks, log.read(run.out))
     bar = tqdm(initial=run.start, total=cfg.steps, unit=" steps", disable=not ranks.master)
     watch.start(run.start)
     for step in range(run.start, cfg.steps):

@@ -22,10 +22,16 @@ PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s, fo
 
 
 class Meter:
-    """Sums since the last line of the log. Those on the device are read only when it is written."""
+    """Sums since the last line of the log. Those on the device are read only when it is written.
 
-    def __init__(self, ranks: Ranks):
-        self.ranks, self.broken, self.skipped = ranks, 0, 0  # the last two of the whole run
+    before: the lines of a run that is resumed.
+    """
+
+    def __init__(self, ranks: Ranks, before: list[dict] = ()):
+        last = next((line for line in reversed(before) if "loss" in line), {})
+        self.ranks = ranks
+        # of the whole run
+        self.broken, self.skipped = last.get("broken", 0), last.get("skipped", 0)
         self.named = 20  # broken samples that are still printed
         self.in_a_row = torch.zeros((), device=ranks.device)  # skipped updates
         self.restart()

@@ -226,6 +226,21 @@ def test_vectors_are_checked(tmp_path):
     assert "8 numbers; index.json says 16" in broken[2]
 
 
+def test_what_is_broken_is_named_once_however_often_a_run_is_resumed(root, tokenizer):
+    for name in ("farm/000001.tar", "zoo/000002.tar"):
+        break_member(root / name, 3, b'{"text": "half')
+    template = Template("{audio}{instruction}", tokenizer)
+
+    def named(start, n):
+        batches = islice(Batches(plan_of(root, lanes=3), template, start), n)
+        return [problem for batch in batches for problem in batch["broken"]]
+
+    whole = named(0, 60)
+    assert len(whole) > 4
+    for at in (1, 7, 8, 23):
+        assert named(0, at) + named(at, 60 - at) == whole
+
+
 def test_the_rows_that_fill_up_a_visit_differ(root):
     """20 rows make 3 batches of 8: four rows come twice, others in every visit."""
     plan, twice = plan_of(root), Counter()

@@ -571,6 +571,8 @@ def test_several_ranks_log_their_mean():
     run = SimpleNamespace(cfg=TrainConfig(), model=model, optimizer=optimizer)
     line = meter.line(2, torch.tensor(1.0), run)
     assert line["loss"] == 2.0 and line["skipped"] == 1 and meter.in_a_row == 1
+    resumed = Meter(ranks, [{"loss": 1, "broken": 3, "skipped": 2}, {"val_loss": 1.0}])
+    assert (resumed.broken, resumed.skipped) == (3, 2)
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ def macs(folder):
                 caption = clean(annotation["sentence"])
                 yield dict(id=f"{name}/{i}", caption=caption, sound=(Path(name).stem,))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as e:
-        problem = f"not MACS as published ({type(e).__name__} {str(e)[:200]}); get it again"
+        said = " ".join(str(e).split())[:200]  # YAML's are of several lines
+        problem = f"not MACS as published ({type(e).__name__} {said}); get it again"
         raise DataError(f"{path}: {problem}") from e
 
 
