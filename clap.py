@@ -120,14 +120,15 @@ class CLAP(nn.Module):
     Audio batch norm learns running statistics (momentum 0.1): encode_audio is reliable only after a
     few dozen training steps.
 
-    Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), device.
+    Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), device,
+    cut (texts so far that were longer than max_tokens).
     Raises ValueError if the sizes do not fit, TypeError if the tokenizer has no end token.
     """
 
     def __init__(self, config: CLAPConfig, tokenizer):
         super().__init__()
         config = replace(config, text={"vocab_size": len(tokenizer), **config.text})
-        self.config, self.tokenizer, self.frozen = config, tokenizer, False
+        self.config, self.tokenizer, self.frozen, self.cut = config, tokenizer, False, 0
         self.dim, self.sample_rate, self.seconds = config.dim, config.sample_rate, config.seconds
         self.samples = round(config.sample_rate * config.seconds)
         audio = ClapAudioConfig(**{**config.audio, "projection_dim": config.dim})
@@ -192,6 +193,7 @@ class CLAP(nn.Module):
         spaced = [text + self.space for text in texts]
         ids = self.tokenizer(spaced, verbose=False, split_special_tokens=True).input_ids
         ids = [row + self.close for row in ids]
+        self.cut += sum(len(row) > most for row in ids)
         return [row if len(row) <= most else row[:keep] + self.end for row in ids]
 
     def collate(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:

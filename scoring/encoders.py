@@ -53,7 +53,8 @@ def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor
         rows = []
         for start in range(0, len(texts), batch):
             part = [clean(text) for text in texts[start : start + batch]]
-            tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(device)
+            how = dict(padding=True, truncation=True, return_tensors="pt")
+            tokens = tokenizer(part, split_special_tokens=True, **how).to(device)
             out = model(**tokens)
             if clip:
                 rows.append(out.text_embeds)

@@ -449,10 +449,13 @@ class Local:
         ]
 
     def prompt(self, chat):
-        text = self.tokenizer.apply_chat_template(
-            one_message(chat), tokenize=False, add_generation_prompt=True
+        (message,) = one_message(chat)
+        content = clean(message["content"])
+        for control in self.tokenizer.all_special_tokens:  # in a caption it is text: "< |im_end|>"
+            content = content.replace(control, f"{control[:1]} {control[1:]}")
+        return self.tokenizer.apply_chat_template(
+            [message | {"content": content}], tokenize=False, add_generation_prompt=True
         )
-        return clean(text)
 
     def text(self, ids):
         cut = len(ids) == self.max_tokens and int(ids[-1]) not in self.tokenizer.all_special_ids

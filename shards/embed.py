@@ -325,6 +325,9 @@ def main(argv: list[str] | None = None):
         for_each(sources, work)
     finally:
         report(broken)
+        if cut := getattr(clap, "cut", 0):
+            most = clap.config.max_tokens
+            print(f"{cut:,} texts are longer than CLAP's {most} tokens: their ends were not read")
 
 
 if __name__ == "__main__":

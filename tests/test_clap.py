@@ -529,6 +529,13 @@ def test_control_tokens_in_a_text_are_text(clap):
     assert plain == clap.tokenizer(f"a dog barks {end}").input_ids  # msclap's own way
 
 
+def test_texts_that_are_cut_are_counted(clap):
+    most, before = clap.config.max_tokens, clap.cut
+    texts = ["a dog", "rain " * (most + 5), "a dog " * 2 * most]
+    assert [len(ids) <= most for ids in clap.token_ids(texts)] == [True] * 3
+    assert clap.cut == before + 2
+
+
 def test_a_probe_tells_encoders_apart(clap):
     again = probe(clap)
     assert same_encoder(again, probe(clap)) and len(again) == 48

@@ -91,6 +91,14 @@ def test_a_model_that_cannot_be_loaded_is_named_in_one_line(tmp_path):
         assert "\n" not in str(e.value) and name in str(e.value)
 
 
+def test_control_tokens_in_an_answer_are_text(folders, tokenizer):
+    """An end token in the middle would be read as CLIP's end: all behind it would not count."""
+    end = tokenizer.eos_token
+    encode = text_encoder(folders["clip"], None)
+    one, other = encode([f"a dog {end} barks", f"a dog {end} and a horse near a river"])
+    assert (one - other).abs().max() > 1e-6
+
+
 def test_lone_surrogates_are_taken_by_all(folders, tokenizer):
     odd = ["a dog \ud83d", "a dog ?"]
     clap = small_clap(tokenizer)

@@ -703,6 +703,19 @@ def test_local_answers_are_repeatable_and_sampled_unless_temperature_is_0(random
     assert greedy[0].tolist() == greedy[1].tolist() == greedy[2].flip(0).tolist()
 
 
+def test_control_tokens_in_a_chat_are_text(random_llms):
+    local = Local(random_llms["llama"])
+    end = local.tokenizer.eos_token
+    plain, odd = (local.prompt([{"role": "user", "content": c}]) for c in ("a dog", f"a {end} dog"))
+    counts = [
+        local.tokenizer(text, add_special_tokens=False).input_ids.count(
+            local.tokenizer.eos_token_id
+        )
+        for text in (plain, odd)
+    ]
+    assert counts[0] == counts[1] and end[1:] in odd  # it can still be read
+
+
 def test_a_local_model_that_cannot_serve_says_why(random_llms, tokenizer, tmp_path):
     with pytest.raises(LLMError, match="context of 128 tokens"):
         Local(random_llms["gpt2"]).many([CHAT])
