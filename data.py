@@ -43,14 +43,31 @@ from disk import DataError, read_json
 FIELDS = ("text", "instruction", "answer", "task", "source", "id")
 TASKS = ("cls", "cap", "music_cap", "aqa", "open", "mcq")
 AUDIO = ("flac", "wav", "ogg", "mp3", "au", "opus", "aiff", "aif")  # what libsndfile decodes
+WANTED = {  # of the fields
+    "text": "a string with words, or null",
+    "instruction": "a string",
+    "answer": "a string with words, or a list of such",
+    "task": f"one of {', '.join(TASKS)}",
+    "source": "a string with words",
+    "id": "a string or a whole number",
+    "tag": "a string or null",
+    "choices": "a list of strings",
+}
 RESERVED = ("vector", "key", "kind", "audio")  # what reading adds
 
 
-def check(sample: dict) -> None:
-    """Raises DataError, naming the sample and the field, unless `sample` fits the schema."""
+def check(sample: dict, escapes=True) -> None:
+    """Raises DataError, naming the sample and the field, unless `sample` fits the schema.
+
+    escapes: whether its JSON has some; without, it cannot hold half a character, which takes long
+    to find.
+    """
     if not isinstance(sample, dict):
         raise DataError(f"a sample is a dict of {', '.join(FIELDS)}, not {sample!r:.60}")
     problem = problem_of(sample)
+    if not problem and escapes and not is_unicode(sample):
+        field = next(field for field in sample if not is_unicode(sample[field]))
+        problem = f"does not fit: {field} holds half a character (a lone surrogate)"
     if problem:
         raise DataError(f"sample {sample.get('id', '?')!r:.60} {problem}")
 
@@ -63,25 +80,21 @@ def problem_of(sample: dict) -> str | None:
     text, answer, choices = (sample.get(field) for field in ("text", "answer", "choices"))
     answers = answer if isinstance(answer, list) else [answer]
     is_choice = sample["task"] == "mcq"
-    rules = {  # field: whether it is as it must be, and what that is
-        "text": (text is None or has_words(text), "a string with words, or null"),
-        "instruction": (isinstance(sample["instruction"], str), "a string"),
-        "answer": (
-            answers and all(has_words(a) or (is_choice and a == "") for a in answers),
-            "a string with words, or a list of such",  # "" where a benchmark withholds it
-        ),
-        "task": (sample["task"] in TASKS, f"one of {', '.join(TASKS)}"),
-        "source": (has_words(sample["source"]), "a string with words"),
-        "id": (type(sample["id"]) in (str, int), "a string or a whole number"),
-        "tag": (isinstance(sample.get("tag"), str | None), "a string or null"),
-        "choices": (choices is None or is_list(choices, str), "a list of strings"),
+    fits = {
+        "text": text is None or has_words(text),
+        "instruction": isinstance(sample["instruction"], str),
+        # "" where a benchmark withholds it
+        "answer": answers and all(has_words(a) or (is_choice and a == "") for a in answers),
+        "task": sample["task"] in TASKS,
+        "source": has_words(sample["source"]),
+        "id": type(sample["id"]) in (str, int),
+        "tag": isinstance(sample.get("tag"), str | None),
+        "choices": choices is None or is_list(choices, str),
     }
-    for field, (holds, wanted) in rules.items():
-        if not holds:
-            return f"does not fit: {field} is {sample.get(field)!r:.80} where it must be {wanted}"
-    if not is_unicode(sample):
-        field = next(field for field in sample if not is_unicode(sample[field]))
-        return f"does not fit: {field} holds half a character (a lone surrogate)"
+    for field, fit in fits.items():
+        if not fit:
+            found = f"{sample.get(field)!r:.80}"
+            return f"does not fit: {field} is {found} where it must be {WANTED[field]}"
     if is_choice and not choices:
         return "lacks its choices, which a multiple-choice sample needs"
     known = {"", *map(normal, choices or ())}  # "": withheld
@@ -360,7 +373,7 @@ def read_sample(parts: dict, audio: bool, dim: int | None = None) -> dict:
     if "json" not in parts:
         raise DataError("no json")
     sample = json.loads(parts["json"])
-    check(sample)
+    check(sample, escapes=b"\\u" in parts["json"])
     sample = {field: value for field, value in sample.items() if field not in RESERVED}
     if "npy" in parts:
         sample["vector"] = read_npy(parts["npy"])

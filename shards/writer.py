@@ -221,9 +221,12 @@ def plain_value(value):
 
 def sample_bytes(sample: dict) -> bytes:
     """The sample's JSON. Raises DataError, naming sample and field, where it cannot come back."""
-    check(sample)
+    check(sample, escapes=False)
     try:
         return encode_json(sample).encode()
+    except UnicodeEncodeError as e:
+        check(sample)  # names the field
+        raise DataError(f"sample {sample['id']!r}: {e}") from e
     except (TypeError, ValueError, RecursionError) as e:
         told = [field for field, value in sample.items() if not is_json(value)]
         raise DataError(
