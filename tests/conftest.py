@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +30,8 @@ from mats import MATS, MATSConfig
 from santa import Santa
 from shards.writer import ShardWriter
 
+# a shell's background jobs, and all that they start, ignore Ctrl-C, which tests send
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 SHARED = Path(__file__).parent.parent.parent / "shared"
 ANIMALS = ["dog", "cat", "cow", "frog", "crow", "duck", "sheep", "horse"]
