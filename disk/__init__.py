@@ -26,15 +26,20 @@ class DataError(ValueError):
 
 def seems(path) -> str:
     """What a file that cannot be used seems to be, and what to do: "is empty: ..."."""
+    if problem := visible_problem(path):
+        return problem
+    return f"is damaged or cut off ({Path(path).stat().st_size:,} bytes): get it again"
+
+
+def visible_problem(path) -> str:
+    """What is wrong with a file, where its first bytes tell; empty where they tell nothing."""
     path = Path(path)
     if not path.exists():
         return "is missing"
     if path.is_dir():
         return "is a folder"
     with open(path, "rb") as file:
-        head = file.read(200)
-    size = path.stat().st_size
-    return recognised(head) or f"is damaged or cut off ({size:,} bytes): get it again"
+        return recognised(file.read(200))
 
 
 def recognised(head: bytes) -> str:
