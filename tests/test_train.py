@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,14 +21,16 @@ from torch.distributed import TCPStore
 import config
 import train
 from clap import load_clap, probe, same_encoder
+from data import Source
 from disk import DataError
-from distributed import Ranks
+from distributed import Ranks, log
 from distributed.log import Meter
 from mats import MATS
 from shards.embed import embed
 from shards.writer import ShardWriter
 from train import TrainConfig, lr_at
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
 ROOT = Path(__file__).parent.parent
 MODEL = dict(dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, llm_dtype="float32")
 DATA = dict(build="", mixture={}, memory=60, clusters=5, batch_size=16, micro_batch=8, lanes=4)
@@ -598,3 +600,54 @@ def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
     assert (
         f"noise of variance 0.015, which leaves a cosine of {left:.2f}" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("change", [{"dim": 32}, {"supervision": "audio"}])
+def test_vectors_of_another_size_or_side_are_refused(world, change):
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", **change))
+    with pytest.raises(DataError, match="16-d vectors of its text, made with test; this run wants"):
+        train.load_encoder(cfg, [Source(world / "train" / "farm")], ALONE)
+
+
+def test_vectors_that_nothing_can_be_compared_with_are_taken_and_named(world, tmp_path, capsys):
+    """Vectors of audio that is not in the shards, by an encoder that index.json does not name."""
+    with ShardWriter(tmp_path, vectors={"dim": 16, "side": "audio"}) as writer:
+        for sample in make_samples(3):
+            writer.write(sample, vector=torch.ones(16))
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", supervision="audio"))
+    clap, found = train.load_encoder(cfg, [Source(tmp_path)], ALONE)
+    assert clap is None and same_encoder(found, probe(load_clap(cfg.clap)))
+    assert "no sample holds the audio that its vector was made of" in capsys.readouterr().out
+    with pytest.raises(DataError, match="made with an encoder without a name"):
+        train.load_encoder(replace(cfg, dim=8), [Source(tmp_path)], ALONE)
+
+
+def test_each_answer_token_of_the_validation_counts_the_same():
+    def batch(tokens, rows, loss):
+        made = {"answer": torch.zeros(tokens), "ids": torch.zeros(rows, 8), "loss": loss}
+        return made | {"other": {"loss": 2 * loss}}
+
+    model = SimpleNamespace(eval=lambda: None, train=lambda: None, forward=None)
+    run = SimpleNamespace(model=model, ranks=ALONE, validation=[batch(1, 5, 3), batch(3, 5, 7)])
+    run.objective = lambda net, batch, m, heard: heard["loss"]
+    assert train.validate(run) == (6, 12)
+
+
+@pytest.mark.slow
+def test_time_for_validation_and_saving_is_not_training_time(world, tmp_path, monkeypatch):
+    """A clock that goes on by 1 s in an update, by 1,000 s in a validation."""
+    clock, update = [0.0], train.update
+
+    def updated(*arguments):
+        clock[0] += 1
+        return update(*arguments)
+
+    def checked(run, step):
+        clock[0] += 1000
+
+    for module in (train, log):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(train, "update", updated)
+    monkeypatch.setattr(train, "check", checked)
+    train.main(arguments(world, tmp_path, steps=4, log_every=2, val_every=1))
+    assert [line["samples_per_s"] for line in lines_of(tmp_path)] == [16.0, 16.0]
