@@ -144,7 +144,7 @@ def stored_answers(evaluation: Evaluation, rows: list[dict], path: Path) -> dict
     """{place in rows: prediction} of a file of predictions. Lines that are damaged are named."""
     lines, broken = readable_lines(path)
     lines = [line for line in lines if is_answer(line)]
-    said, missing = report.keyed(lines), []
+    said = report.keyed(lines)
     found = {i: said[key]["prediction"] for i, key in enumerate(report.keyed(rows)) if key in said}
     if len(found) < len(rows):
         missing = f"{len(rows) - len(found):,} of {len(rows):,} answers cannot be read"
