@@ -473,6 +473,21 @@ def spoil(path, changes):
             tar.addfile(info, io.BytesIO(content))
 
 
+def test_texts_stay_beside_their_clips_where_one_is_left_out(monkeypatch):
+    clips, text = (
+        {f"c{i}": torch.full((2,), float(i)) for i in (0, 2)},
+        torch.arange(6.0).view(3, 2),
+    )
+    rows = [{"clip": f"c{i}", "id": str(i)} for i in range(3)]
+    monkeypatch.setattr(encoding, "stored_vectors", lambda path: (clips | {"text": text}, rows))
+    monkeypatch.setattr(encoding, "unfit", lambda name, row: "")
+    keys, ranks = {"a": "key"}, Ranks(0, 1, None)
+    stub = SimpleNamespace(vector_folder=Path(), vector_keys=keys, sources={"a": None}, ranks=ranks)
+    found = encoding.encoded(stub, "a")
+    assert found.rows == [rows[0], rows[2]] and found.audio[:, 0].tolist() == [0, 2]
+    assert torch.equal(found.text, text[[0, 2]])
+
+
 def test_clips_that_cannot_be_used_are_counted(project, tmp_path, monkeypatch, capsys):
     Said(monkeypatch, "yes", "no")
     loud = io.BytesIO()

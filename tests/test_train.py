@@ -25,6 +25,7 @@ from data import Source
 from disk import DataError
 from distributed import Ranks, log
 from distributed.log import Meter
+from distributed.watch import Heard, Watch
 from mats import MATS
 from shards.embed import embed
 from shards.writer import ShardWriter
@@ -348,6 +349,15 @@ def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_pat
     assert step == 10 and all(torch.isfinite(t).all() for t in trained.values())
 
 
+def test_the_watch_says_where_each_rank_stands():
+    watch = Watch(1, Ranks(1, 3, torch.device("cpu")), "")
+    watch.tick, watch.heard = 10, [Heard("5 9", 9), Heard("5 9", 0), Heard("1200 2", 2)]
+    assert watch.report() == (
+        "; rank 0 finished update 5; rank 1 finished update 5; "
+        "rank 2 finished update 1,200 and no longer answers"
+    )
+
+
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named(world, timed, tmp_path):
     """The other ends and says what to do, also where the one that hangs hosts their store."""
@@ -560,11 +570,12 @@ def test_only_matrices_decay(finished):
     assert min(p.ndim for p in matrices["params"]) == 2 and matrices["weight_decay"] == 0.05
 
 
-def test_several_ranks_log_their_mean():
+def test_several_ranks_log_their_mean(monkeypatch):
     """Two ranks with the same two updates, of which one was skipped."""
     ranks = Ranks(0, 2, torch.device("cpu"))
     ranks.sum = lambda x: 2 * x
     meter = Meter(ranks)
+    monkeypatch.setattr(log, "time", SimpleNamespace(time=lambda: meter.since + 2))
     meter.add_batch({"ids": torch.zeros(4, 8), "answer": torch.zeros(3), "broken": []})
     meter.add_update(torch.tensor(2.0), torch.tensor(True))
     meter.add_update(torch.tensor(float("nan")), torch.tensor(False))
@@ -573,6 +584,7 @@ def test_several_ranks_log_their_mean():
     run = SimpleNamespace(cfg=TrainConfig(), model=model, optimizer=optimizer)
     line = meter.line(2, torch.tensor(1.0), run)
     assert line["loss"] == 2.0 and line["skipped"] == 1 and meter.in_a_row == 1
+    assert line["samples_per_s"] == 4 and line["tokens_per_s"] == 2 * (4 * 40 + 32) / 2
 
 
 @pytest.mark.slow
