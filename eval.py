@@ -505,6 +505,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluation:
+    if args.batch < 1:
+        raise DataError(f"--batch {args.batch}: expected 1 or more")
     # Processes exchange files and barriers alone. One may wait for days while another trains.
     ranks = Ranks.start(args.device, timedelta(days=7), backend="gloo")
     ckpt = Path(args.ckpt)

@@ -611,8 +611,12 @@ def start_ranks(cfg: TrainConfig) -> Ranks:
 def refuse_bad(cfg: TrainConfig) -> None:
     if cfg.timeout <= 0:
         sys.exit(f"timeout={cfg.timeout:g}: expected minutes, more than 0")
-    if cfg.schedule not in ("linear", "cosine") or cfg.supervision not in ("text", "audio"):
-        sys.exit("schedule is linear or cosine, and supervision text or audio")
+    for name in ("log_every", "val_every", "save_every", "lanes", "together", "patience"):
+        if getattr(cfg, name) < 1:
+            sys.exit(f"{name}={getattr(cfg, name)}: expected 1 or more")
+    for name, known in (("schedule", ("linear", "cosine")), ("supervision", ("text", "audio"))):
+        if getattr(cfg, name) not in known:
+            sys.exit(f"{name}={getattr(cfg, name)!r}: expected {' or '.join(known)}")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.micro_batch < 1 or cfg.batch_size < 1 or cfg.batch_size % (cfg.micro_batch * processes):
         sys.exit(

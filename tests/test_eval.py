@@ -75,6 +75,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         (["--score", "--crop", "windows"], "no stored predictions"),
         (["--bench", "dance"], "no shards for dance"),
         (["--columns", "santaa"], "no santaa .*there are: text, none"),
+        (["--batch", "0"], "--batch 0: expected 1 or more"),
         (["--decoding", "beams"], "neither greedy, official, beam nor JSON"),
         (["--label-template", "a label"], "in place of the label"),
         (["--label-template", "{} of {x}"], "in place of the label"),

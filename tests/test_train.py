@@ -293,6 +293,22 @@ def test_wrong_settings_are_refused_by_name(argv, message):
         config.load(TrainConfig, argv)
 
 
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--log_every=0", "log_every=0: expected 1 or more"),
+        ("--together=0", "together=0: expected 1 or more"),
+        ("--schedule=step", "schedule='step': expected linear or cosine"),
+        ("--supervision=Audio", "supervision='Audio': expected text or audio"),
+        ("--batch_size=100", "batch_size=100 is not a multiple of micro_batch="),
+        ("--timeout=0", "timeout=0: expected minutes"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(argv, message):
+    with pytest.raises(SystemExit, match=message):
+        train.main([argv])
+
+
 def test_settings_come_from_file_then_command_line():
     argv = ["mats_gpt2", "--lr=1e-4", "--steps=7", "--mixture={'a': 2}", "--compile=False"]
     c = config.load(TrainConfig, [*argv, "--fresh"])
