@@ -82,6 +82,16 @@ def test_missing_index_says_how_to_make_one(tmp_path):
     assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
 
 
+def test_an_index_lists_shards_by_name_in_whatever_order_the_disk_has_them(tmp_path, monkeypatch):
+    write_samples(tmp_path / "s", make_samples(60), per_shard=10)
+    (tmp_path / "s" / "index.json").unlink()
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=True)))
+    embedding.index(tmp_path / "s")
+    files = [shard["file"] for shard in Source(tmp_path / "s").shards]
+    assert files == [f"{i:06d}.tar" for i in range(6)]
+
+
 # --- what fails -------------------------------------------------------------------------------
 
 

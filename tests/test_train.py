@@ -284,6 +284,7 @@ def test_learning_rate():
         (["--lr=fast"], "expected float"),
         (["--steps=1.5"], "expected int"),
         (["--strict=1"], "expected bool"),
+        (["--steps=True"], "expected int"),
         (["lr=3"], "no config/lr=3"),
         (["tiny", "lr=3"], "--field=value"),
     ],
