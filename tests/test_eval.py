@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import torch
 from conftest import flac, make_samples, options, results_of
 
 import eval as evaluation
+from data import Source
 from disk import DataError, read_tensors, write_tensors
 from distributed import Ranks
 from distributed.parts import Parts, json_lines, whole_lines
@@ -472,6 +474,36 @@ def spoil(path, changes):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+
+
+def test_half_a_shard_is_not_taken_for_the_whole(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        for i, sample in enumerate(make_samples(4)):
+            writer.write(sample, audio=("flac", flac(i)))
+    path = tmp_path / "000000.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="a shard is damaged: .*000000.tar.*get it again"):
+        list(encoding.clips_of(Source(tmp_path), Ranks(0, 1, None), set(), []))
+
+
+@pytest.mark.parametrize(
+    "require, cell, said",
+    [
+        ("spice", {"value": None, "why": "Java ended"}, "--require spice: Java ended"),
+        ("spice", {"value": 0.1}, None),
+        (None, {"value": None, "why": "Java ended"}, None),
+    ],
+)
+def test_a_spice_that_fails_ends_in_an_error_where_it_is_required(monkeypatch, require, cell, said):
+    results = {"columns": {"santa": {"clotho": {"SPICE": cell}}}}
+    stubs = dict(result_key="", unchanged="", predict={}, score=(results, {}), write=None)
+    for name, value in stubs.items():
+        monkeypatch.setattr(evaluation, name, lambda *_, value=value: value)
+    monkeypatch.setattr(evaluation.report, "summary", lambda results: "")
+    stub = SimpleNamespace(ranks=Ranks(0, 1, None), failed={}, out="out")
+    args = SimpleNamespace(score=False, require=require)
+    with pytest.raises(SystemExit, match=said) if said else nullcontext():
+        evaluation.evaluate(stub, ["santa"], None, args)
 
 
 def test_texts_stay_beside_their_clips_where_one_is_left_out(monkeypatch):
