@@ -600,7 +600,9 @@ def unchanged(evaluation: Evaluation, key: str) -> str:
         results = read_json(stored)
         return report.summary(results) if results.get("key") == key else ""
     except (DataError, KeyError, TypeError, AttributeError) as error:
-        print(f"{stored} is none of this version's ({error}); it is made again", file=sys.stderr)
+        print(
+            f"{stored} was not written by this version ({error}); it is made again", file=sys.stderr
+        )
         return ""
 
 

@@ -181,7 +181,7 @@ def why(error: OSError, path=None) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"{where}the disk is full ({error.strerror}). All that was complete is kept; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}{error.strerror}: choose another folder, or change who may write there"
@@ -202,7 +202,7 @@ def command(name: str) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command goes on from what it has", file=sys.stderr)
+        print(f"\n{name}: interrupted; the same command resumes from what it has", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
