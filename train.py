@@ -124,7 +124,7 @@ def find_data(cfg: TrainConfig, ranks: Ranks) -> tuple[list[Source], list[float]
     return sources, weights
 
 
-def held_out(cfg: TrainConfig, sources: list[Source], model: MATS) -> list[dict]:
+def held_out(cfg: TrainConfig, sources: list[Source], model: MATS, ranks: Ranks) -> list[dict]:
     """The validation samples in batches of similar length.
 
     Each batch has under `other` as many other samples, whose vectors a model that listens cannot
@@ -132,8 +132,11 @@ def held_out(cfg: TrainConfig, sources: list[Source], model: MATS) -> list[dict]
     """
     broken = []
     samples = [sample for source in sources for sample in read_source(source, broken=broken)]
-    for problem in broken[:20]:
-        print(f"broken: {problem}", file=sys.stderr)
+    if ranks.master:
+        for problem in broken[:20]:
+            print(f"broken: {problem}", file=sys.stderr)
+        if len(broken) > 20:
+            print(f"broken: {len(broken) - 20:,} more", file=sys.stderr)
     tokens = model.template.encode(samples)
     order = sorted(range(len(samples)), key=lambda i: len(tokens[i][0]))
     turn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
@@ -282,7 +285,7 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
         start=start,
         sources=sources,
         weights=weights,
-        validation=held_out(cfg, validation, model),
+        validation=held_out(cfg, validation, model, ranks),
         model=model,
         net=net,
         objective=Objective(cfg, ranks.device, clap),

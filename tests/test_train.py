@@ -520,7 +520,7 @@ def test_vectors_of_another_encoder_are_refused(world, tmp_path, tokenizer):
 def test_validation_lends_each_sample_anothers_vector(world):
     cfg = config.load(TrainConfig, arguments(world, "nowhere", micro_batch=5))
     sources, _ = train.find_sources(cfg.val)
-    batches = train.held_out(cfg, sources, train.build_model(cfg, torch.device("cpu"), None))
+    batches = train.held_out(cfg, sources, train.build_model(cfg, ALONE.device, None), ALONE)
     own = [text for batch in batches for text in batch["text"]]
     other = [text for batch in batches for text in batch["other"]["text"]]
     vectors = torch.cat([batch["z"] for batch in batches])
@@ -531,6 +531,21 @@ def test_validation_lends_each_sample_anothers_vector(world):
         assert not any(a == b for a, b in zip(own, other))
     for text, z in zip(other, lent):
         torch.testing.assert_close(z, vectors[at[text]])
+
+
+def test_broken_samples_of_the_validation_are_named_once_for_all_ranks(world, monkeypatch, capsys):
+    def read(source, broken):
+        broken += [f"sample {i}" for i in range(30)]
+        return make_samples(4)
+
+    monkeypatch.setattr(train, "read_source", read)
+    cfg = config.load(TrainConfig, arguments(world, "nowhere"))
+    model = train.build_model(cfg, ALONE.device, None)
+    capsys.readouterr()
+    for rank in (0, 1):
+        train.held_out(cfg, [None], model, Ranks(rank, 2, ALONE.device))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [*(f"broken: sample {i}" for i in range(20)), "broken: 10 more"]
 
 
 @pytest.mark.slow
