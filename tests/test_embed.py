@@ -292,7 +292,6 @@ def test_an_encoder_that_cannot_be_loaded_is_named(tmp_path):
         embedding.main(argv)
 
 
-@pytest.mark.slow
 def test_a_clip_with_one_number_that_is_not_finite_is_named(monkeypatch):
     made = {b"good": torch.ones(4), b"bad": torch.tensor([1.0, 1.0, float("inf"), 1.0])}
     monkeypatch.setattr(embedding, "encode_file", lambda clap, data: made[data])
@@ -301,6 +300,7 @@ def test_a_clip_with_one_number_that_is_not_finite_is_named(monkeypatch):
     assert broken == ["0.tar: sample 'bad': CLAP makes no finite vector of it"]
 
 
+@pytest.mark.slow
 def test_an_index_of_nothing_exits_with_1(tmp_path):
     (tmp_path / "tars").mkdir()
     tar(tmp_path / "tars/0.tar", ("x 1.5.json", members(0)))
