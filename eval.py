@@ -144,7 +144,7 @@ def stored_answers(evaluation: Evaluation, rows: list[dict], path: Path) -> dict
     """{place in rows: prediction} of a file of predictions. Lines that are damaged are named."""
     lines, broken = readable_lines(path)
     lines = [line for line in lines if is_answer(line)]
-    said, missing = report.keyed(lines), []
+    said = report.keyed(lines)
     found = {i: said[key]["prediction"] for i, key in enumerate(report.keyed(rows)) if key in said}
     if len(found) < len(rows):
         missing = f"{len(rows) - len(found):,} of {len(rows):,} answers cannot be read"
@@ -505,6 +505,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluation:
+    if args.batch < 1:
+        raise DataError(f"--batch {args.batch}: expected 1 or more")
     # Processes exchange files and barriers alone. One may wait for days while another trains.
     ranks = Ranks.start(args.device, timedelta(days=7), backend="gloo")
     ckpt = Path(args.ckpt)
@@ -598,7 +600,9 @@ def unchanged(evaluation: Evaluation, key: str) -> str:
         results = read_json(stored)
         return report.summary(results) if results.get("key") == key else ""
     except (DataError, KeyError, TypeError, AttributeError) as error:
-        print(f"{stored} is none of this version's ({error}); it is made again", file=sys.stderr)
+        print(
+            f"{stored} was not written by this version ({error}); it is made again", file=sys.stderr
+        )
         return ""
 
 

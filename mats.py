@@ -79,7 +79,7 @@ class Template:
 
     The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text
     token. `head` holds the tokens before the prefix. Control tokens of the template count; those in
-    an instruction, a tag or an answer are plain text. Raises ValueError on a template without its
+    an instruction, a tag or an answer are plain text. Raises DataError on a template without its
     places, and on a tokenizer without an end-of-text token.
     """
 
@@ -230,7 +230,7 @@ class Mapper(nn.Module):
 
     The vector becomes `tokens` tokens, and `prefix` learned queries follow them. The queries'
     outputs are projected to the LLM's width. No positions, no final norm: details as in the
-    released weights. Raises ValueError where `heads` does not divide `width`.
+    released weights. Raises DataError where `heads` does not divide `width`.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class Mapper(nn.Module):
 def freeze(llm: nn.Module, config: MATSConfig) -> nn.Module:
     """The LLM without gradients and without dropout, in config.llm_dtype.
 
-    Raises ValueError where its logits are not its output embedding of the last hidden state.
+    Raises DataError where its logits are not its output embedding of the last hidden state.
     """
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(llm.config, name, None) not in (None, 1, 1.0):
@@ -299,7 +299,7 @@ class MATS(nn.Module):
 
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
     weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
-    encoder of its vectors makes of a few texts (clap.probe), or None. Raises ValueError on a
+    encoder of its vectors makes of a few texts (clap.probe), or None. Raises DataError on a
     template, tokenizer or LLM that cannot be used.
     """
 
@@ -374,13 +374,13 @@ class MATS(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, z: Tensor, instructions: list, tags=None, batch_size=64, progress=None, **decoding
+        self, z: Tensor, instructions: list, tags=None, batch_size=64, **decoding
     ) -> list[str]:
         """B answers. An answer never depends on the rest of its batch.
 
         z (B, D): bridged CLAP vectors; decoding: keywords of transformers' generate (by default
-        greedy, at most `max_answer` new tokens); progress: called with each batch's size. Raises
-        ValueError where a prompt and its answer exceed the LLM's positions.
+        greedy, at most `max_answer` new tokens). Raises DataError where a prompt and its answer
+        exceed the LLM's positions.
         """
         was_training = self.training
         if was_training:
@@ -401,8 +401,6 @@ class MATS(nn.Module):
             said = self.generate_batch(z[rows], [prompts[i] for i in rows], decoding)
             for i, text in zip(rows, said):
                 answers[i] = text.strip()
-            if progress:
-                progress(len(rows))
         if was_training:
             self.train()
         return answers
@@ -501,7 +499,7 @@ class MATS(nn.Module):
         """Fills mapper and LoRA from the released checkpoint (`LBanBan/MATS`).
 
         Its dict `model` holds audio_mapper.*, audio_llama_proj.*, llama_model.*lora_{A,B}*, and an
-        unused ln_audio.*. Raises ValueError where a tensor is missing, unknown or of another shape,
+        unused ln_audio.*. Raises DataError where a tensor is missing, unknown or of another shape,
         or where the file cannot be read without running code from it.
         """
         with reading(str(path), "it should be the released checkpoint, a dict with `model`"):

@@ -124,7 +124,7 @@ def find_data(cfg: TrainConfig, ranks: Ranks) -> tuple[list[Source], list[float]
     return sources, weights
 
 
-def held_out(cfg: TrainConfig, sources: list[Source], model: MATS) -> list[dict]:
+def held_out(cfg: TrainConfig, sources: list[Source], model: MATS, ranks: Ranks) -> list[dict]:
     """The validation samples in batches of similar length.
 
     Each batch has under `other` as many other samples, whose vectors a model that listens cannot
@@ -132,8 +132,11 @@ def held_out(cfg: TrainConfig, sources: list[Source], model: MATS) -> list[dict]
     """
     broken = []
     samples = [sample for source in sources for sample in read_source(source, broken=broken)]
-    for problem in broken[:20]:
-        print(f"broken: {problem}", file=sys.stderr)
+    if ranks.master:
+        for problem in broken[:20]:
+            print(f"broken: {problem}", file=sys.stderr)
+        if len(broken) > 20:
+            print(f"broken: {len(broken) - 20:,} more", file=sys.stderr)
     tokens = model.template.encode(samples)
     order = sorted(range(len(samples)), key=lambda i: len(tokens[i][0]))
     turn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
@@ -282,7 +285,7 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
         start=start,
         sources=sources,
         weights=weights,
-        validation=held_out(cfg, validation, model),
+        validation=held_out(cfg, validation, model, ranks),
         model=model,
         net=net,
         objective=Objective(cfg, ranks.device, clap),
@@ -312,7 +315,7 @@ def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple
     """
     made = [source for source in sources if source.vectors]
     for source in made:
-        dim, side, name = (source.vectors[key] for key in ("dim", "side", "clap"))
+        dim, side, name = source.vectors["dim"], source.vectors["side"], maker(source)
         if dim != cfg.dim or side != cfg.supervision:
             raise DataError(
                 f"{source.url} holds {dim}-d vectors of its {side}, made with {name}; this run "
@@ -326,22 +329,39 @@ def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple
     except DataError as error:
         if needed:
             raise
-        ranks.say(f"the shards' vectors are taken for those of {cfg.clap}, which is away: {error}")
+        ranks.say(
+            f"the shards' vectors are taken for those of {cfg.clap}, which cannot be loaded: "
+            f"{error}"
+        )
         return None, None
     if isinstance(clap, torch.nn.Module):
         clap.to(ranks.device)
     for source in made:
-        compare_vectors(source, clap, cfg.clap)
+        if not compare_vectors(source, clap, cfg.clap):
+            ranks.say(
+                f"the vectors of {source.url} are taken for those of {cfg.clap}: no sample holds "
+                f"the {source.vectors['side']} that its vector was made of"
+            )
     return (clap if needed else None), probe(clap)
 
 
+def maker(source: Source) -> str:
+    """The CLAP that made the source's vectors, as far as index.json says."""
+    return source.vectors.get("clap") or "an encoder without a name"
+
+
 @torch.no_grad()
-def compare_vectors(source: Source, clap, name: str) -> None:
-    """Raises DataError where the source's first vectors are not what this CLAP makes now."""
-    by_text = source.vectors["side"] == "text"
-    usable = (s for s in read_source(source, audio=not by_text) if "vector" in s)
-    samples = list(islice(usable, 4))
-    if by_text:
+def compare_vectors(source: Source, clap, name: str) -> bool:
+    """Whether there is a vector whose text (or audio) is there, too.
+
+    Raises DataError where the first of these are not what this CLAP makes now.
+    """
+    side = source.vectors["side"]
+    read = read_source(source, audio=side == "audio")
+    samples = list(islice((s for s in read if "vector" in s and s[side] is not None), 4))
+    if not samples:
+        return False
+    if side == "text":
         own = clap.encode_text([sample["text"] for sample in samples]).cpu()
     else:
         own = torch.stack([encode_file(clap, sample["audio"]).cpu() for sample in samples])
@@ -349,8 +369,9 @@ def compare_vectors(source: Source, clap, name: str) -> None:
     if F.cosine_similarity(own.float(), theirs).min() < 0.99:  # half precision leaves 0.9999
         raise DataError(
             f"{source.url} holds vectors of another encoder than {name} is now (it was called "
-            f"{source.vectors['clap']}): run shards.embed again, or name the right one with --clap"
+            f"{maker(source)}): run shards.embed again, or name the right one with --clap"
         )
+    return True
 
 
 def read(run: Run) -> Iterator[dict]:
@@ -593,8 +614,12 @@ def start_ranks(cfg: TrainConfig) -> Ranks:
 def refuse_bad(cfg: TrainConfig) -> None:
     if cfg.timeout <= 0:
         sys.exit(f"timeout={cfg.timeout:g}: expected minutes, more than 0")
-    if cfg.schedule not in ("linear", "cosine") or cfg.supervision not in ("text", "audio"):
-        sys.exit("schedule is linear or cosine, and supervision text or audio")
+    for name in ("log_every", "val_every", "save_every", "lanes", "together", "patience"):
+        if getattr(cfg, name) < 1:
+            sys.exit(f"{name}={getattr(cfg, name)}: expected 1 or more")
+    for name, known in (("schedule", ("linear", "cosine")), ("supervision", ("text", "audio"))):
+        if getattr(cfg, name) not in known:
+            sys.exit(f"{name}={getattr(cfg, name)!r}: expected {' or '.join(known)}")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if cfg.micro_batch < 1 or cfg.batch_size < 1 or cfg.batch_size % (cfg.micro_batch * processes):
         sys.exit(

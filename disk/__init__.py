@@ -26,15 +26,20 @@ class DataError(ValueError):
 
 def seems(path) -> str:
     """What a file that cannot be used seems to be, and what to do: "is empty: ..."."""
+    if problem := visible_problem(path):
+        return problem
+    return f"is damaged or cut off ({Path(path).stat().st_size:,} bytes): get it again"
+
+
+def visible_problem(path) -> str:
+    """What is wrong with a file, where its first bytes tell; empty where they tell nothing."""
     path = Path(path)
     if not path.exists():
         return "is missing"
     if path.is_dir():
         return "is a folder"
     with open(path, "rb") as file:
-        head = file.read(200)
-    size = path.stat().st_size
-    return recognised(head) or f"is damaged or cut off ({size:,} bytes): get it again"
+        return recognised(file.read(200))
 
 
 def recognised(head: bytes) -> str:
@@ -176,7 +181,7 @@ def why(error: OSError, path=None) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"{where}the disk is full ({error.strerror}). All that was complete is kept; "
-            "the same command goes on from there"
+            "the same command resumes from there"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}{error.strerror}: choose another folder, or change who may write there"
@@ -197,7 +202,7 @@ def command(name: str) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command goes on from what it has", file=sys.stderr)
+        print(f"\n{name}: interrupted; the same command resumes from what it has", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -132,17 +132,12 @@ def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
     if ranks.master:
         clips, texts = {row["clip"] for row in rows}, [row["text"] for row in rows]
         vectors = {clip: known[clip] for clip in clips & known.keys()} | parts.merged()
-        if texts and all(map(is_text, texts)):
+        if texts and None not in texts:
             vectors["text"] = clap.encode_text(texts).cpu().contiguous()
         write_atomic(path.with_suffix(".json"), json.dumps(rows).encode())
         write_tensors(vectors, path)
         parts.remove()
     ranks.barrier()
-
-
-def is_text(text: str | None) -> bool:
-    """Whether an encoder takes it: half a surrogate pair is no text."""
-    return text is not None and text.encode(errors="replace").decode() == text
 
 
 class Clip(NamedTuple):

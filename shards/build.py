@@ -15,7 +15,7 @@ import soundfile as sf
 from tqdm import tqdm
 
 from data import AUDIO, is_hidden
-from disk import DataError, command, read_json, seems, why
+from disk import DataError, command, read_json, visible_problem, why
 from shards.files import Missing
 from shards.writer import ShardWriter
 
@@ -113,10 +113,8 @@ def read_audio(path: str | Path) -> tuple[str, bytes]:
     try:  # a rarer format under a known extension: the decoder decides
         sf.SoundFile(io.BytesIO(content)).close()
     except sf.LibsndfileError as e:
-        problem = seems(path)
-        if problem.startswith("is damaged"):
-            problem = f"is no audio that can be decoded, such as {', '.join(AUDIO)}"
-        raise DataError(f"{path} {problem}") from e
+        unknown = f"is no audio that can be decoded, such as {', '.join(AUDIO)}"
+        raise DataError(f"{path} {visible_problem(path) or unknown}") from e
     return os.path.splitext(path)[1][1:].lower(), content
 
 

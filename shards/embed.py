@@ -23,7 +23,16 @@ from tqdm import tqdm
 
 from clap import encode_file, load_clap, probe, same_encoder
 from data import Source, find_sources, is_hidden, read_shard, read_tar
-from disk import DataError, command, read_json, replacing, seems, sha256, write_atomic
+from disk import (
+    DataError,
+    command,
+    read_json,
+    replacing,
+    seems,
+    sha256,
+    visible_problem,
+    write_atomic,
+)
 from shards.build import for_each
 from shards.writer import command_line, encode_json, npy_bytes, write_index
 
@@ -53,10 +62,8 @@ def embed(
         return broken
     begun = dst / "embed.json"
     write_atomic(begun, encode_json(made).encode(errors="backslashreplace"))
-    shards, disable = [], not progress
-    with tqdm(
-        total=len(source), unit=" samples", unit_scale=True, desc=source.name, disable=disable
-    ) as bar:
+    shards, style = [], {"unit": " samples", "unit_scale": True, "disable": not progress}
+    with tqdm(total=len(source), desc=source.name, **style) as bar:
         for i, shard in enumerate(source.shards):
             url, path = source.path(i), dst / shard["file"]
             if not path.exists():
@@ -238,27 +245,29 @@ def shards_in(directory: Path) -> tuple[list[Path], list[str]]:
     for path in sorted(directory.iterdir()):
         if is_hidden(path.name) or not re.search(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", path.name):
             continue
-        problem = seems(path)
-        if problem.startswith("is compressed"):
-            broken.append(f"{path} {problem}: {unpack(path)}")
-        elif problem.startswith("is damaged") and path.suffix == ".tar":  # a file like any other
+        if path.suffix == ".tar" and not visible_problem(path):
             paths.append(path)
         else:
-            broken.append(f"{path} {problem}")
+            broken.append(f"{path} {seems(path)}{unpack(path)}")
     if not paths:
         raise DataError(f"{directory}: no *.tar in it{''.join(f'; {line}' for line in broken[:5])}")
     return paths, broken
 
 
 def unpack(path: Path) -> str:
-    """The command that unpacks a compressed file."""
+    """After a colon, the command that unpacks a compressed file; empty for any other."""
+    if not path.is_file():
+        return ""
     with open(path, "rb") as file:
         head = file.read(8)
-    kind, tool = next(how for magic, how in PACKED.items() if head.startswith(magic))
     name = shlex.quote(path.name)
-    if path.suffix == ".tar":
-        return f"mv {name} {name}.{kind} && {tool} {name}.{kind}"
-    return f"{tool} {name}"
+    for magic, (kind, tool) in PACKED.items():
+        if not head.startswith(magic):
+            continue
+        if path.suffix == ".tar":
+            return f": mv {name} {name}.{kind} && {tool} {name}.{kind}"
+        return f": {tool} {name}"
+    return ""
 
 
 def dotted(paths: list[Path]) -> str:

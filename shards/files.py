@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data import has_words, is_hidden
-from disk import DataError, seems, sha256
+from disk import DataError, sha256, visible_problem
 
 LONGEST = 1 << 26  # characters of one JSON record
 BETWEEN = re.compile(r"[\s,]*")
@@ -179,7 +179,8 @@ def checked(clip: dict) -> dict:
         clip["captions"] = texts
     if "labels" in clip:
         clip["labels"] = [label for label in clip["labels"] if has_words(label)]
-        problem = None if clip["labels"] else "without a label"
+        if not clip["labels"]:
+            problem = "without a label"
     for field in ("caption", "captions", "question", "answer"):
         withheld = field == "answer" and "choices" in clip
         if field in clip and not withheld and not all_text(clip[field]):
@@ -351,8 +352,7 @@ def json_lines(path: Path, parse: Callable, expected: str, advice: str) -> Itera
 
 def check_head(path: Path):
     """Raises DataError on a file that is empty, a web page, compressed or a Git LFS pointer."""
-    problem = seems(path)
-    if not problem.startswith("is damaged"):  # its beginning tells nothing against it
+    if problem := visible_problem(path):
         raise DataError(f"{path} {problem}")
 
 

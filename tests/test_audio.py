@@ -202,6 +202,7 @@ def test_a_header_without_samples_is_an_error(tmp_path):
         (as_bytes(np.zeros(0), 8000), "holds no samples"),
         (as_bytes(np.r_[np.zeros(99), np.nan], 8000), "NaN or infinite"),
         (as_bytes(music(8000) * 1e30, 8000), r"samples up to 8e\+29, where full scale is 1"),
+        (as_bytes(-np.eye(1, 8000, 9)[0] * 40, 8000), "samples up to 40, where full scale is 1"),
         (as_bytes(music(8000) * 32767, 8000), "on an integer's scale; .*volume=1/32768"),
         (b"\0\0\0\x20ftypM4A " + bytes(500), "is MP4 .*convert it: ffmpeg -i .*wav"),
         (b"\xff\xf1\x50\x80" + bytes(range(256)) * 20, "is AAC.*ffmpeg"),
@@ -220,7 +221,8 @@ def test_a_header_without_samples_is_an_error(tmp_path):
         (as_bytes(np.r_[np.zeros(99), -np.inf], 8000), "NaN or infinite"),
     ],
     ids=[
-        *("empty", "text", "missing", "folder", "no samples", "NaN", "overflow", "integer scale"),
+        *("empty", "text", "missing", "folder", "no samples", "NaN", "overflow"),
+        *("a negative peak", "integer scale"),
         *("m4a", "aac", "wma", "webm", "avi", "web page", "lfs", "zip", "infinity"),
     ],
 )

@@ -408,3 +408,19 @@ def test_validation_sets_are_built_and_kept_apart(tmp_path, capsys):
     assert "sound cap                    3 of about 518K" in out  # no part of AudioTIA's counts
     with pytest.raises(SystemExit, match="audiocaps_val: 11 where 2,475 were published"):
         audiotia.main(["--check", "audiocaps_val", "--root", str(tmp_path)])
+
+
+@pytest.mark.parametrize("n, differs", [(20_000, 0), (17_500, 1), (22_500, 1), (None, 0)])
+def test_a_group_is_compared_with_the_papers_count_both_ways(n, differs, capsys):
+    wrong = audiotia.group_overview({"sound aqa": {"clothoaqa": n}}, audio=False)
+    assert len(wrong) == differs and "of about 20K in Table S5" in capsys.readouterr().out
+
+
+def test_another_evaluation_set_makes_other_shards(tmp_path):
+    """What is held out decides what is built."""
+    small(tmp_path / "r")
+    run(audiotia, tmp_path / "r", tmp_path / "out", "audiocaps")
+    with open(tmp_path / "r/audiocaps/test.csv", "a") as file:
+        file.write("3,00000000007,30,One more\n")
+    with pytest.raises(SystemExit, match="built with another files"):
+        run(audiotia, tmp_path / "r", tmp_path / "out", "audiocaps")

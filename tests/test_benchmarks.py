@@ -6,7 +6,9 @@ import pytest
 from annotations import HEAD, made, real_root, run, write
 
 from data import Source
+from disk import DataError
 from shards import benchmarks
+from shards.files import Root
 
 NAMES = ("audiocaps", "clotho", "clothoaqa")
 
@@ -63,6 +65,14 @@ def test_all_benchmarks_and_their_audio(root, tmp_path):
     )
     with pytest.raises(SystemExit, match="beijing_opera: 20 where 236"):
         benchmarks.main(["--check", "beijing_opera", "audiocaps", "--root", str(root)])
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_question_without_three_answers_of_each_annotator_is_refused(tmp_path, n):
+    head = "file_name,QuestionText,answer,confidence\n"
+    write(tmp_path / "clothoaqa/clotho_aqa_test.csv", head + n * "a.wav,A?,yes,yes\n")
+    with pytest.raises(DataError, match=f"'A.' of a.wav has {n} answers"):
+        list(benchmarks.by_question(Root(tmp_path), "test"))
 
 
 def test_an_empty_reference_is_no_reference(tmp_path, capsys):

@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_samples, write_samples
 
 import data
@@ -412,3 +413,34 @@ def test_other_samples_fill_up_another_visit():
         assert len(rows) == 10 and (count == 2).sum() == 6
         twice.add(tuple(rows[count == 2]))
     assert len(twice) > 1
+
+
+def test_each_epoch_has_an_order_of_its_own(root):
+    shards = [visit.shard for visit in islice(Plan([Source(root / "farm")], [1], 8).visits(), 24)]
+    epochs = [tuple(shards[i : i + 4]) for i in range(0, 24, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs) and len(set(epochs)) > 1
+
+
+def test_each_clip_is_cropped_with_a_seed_of_its_own(tmp_path, tokenizer):
+    with ShardWriter(tmp_path) as writer:
+        for sample in make_samples(20):
+            writer.write(sample, audio=("flac", b"sound"))
+    seeds = []
+
+    def decode(data, seed):
+        seeds.append(seed)
+        return torch.zeros(4)
+
+    plan = Plan([Source(tmp_path)], [1], 8)
+    batches = Batches(plan, Template("{audio}{instruction}", tokenizer), decode=decode)
+    assert [batch["audio"].shape for batch in islice(batches, 5)] == 5 * [(8, 4)]
+    assert len(set(seeds)) == len(seeds) == 40
+
+
+@pytest.mark.parametrize("n", [19, 21])
+def test_a_shard_with_another_number_of_samples_is_named(root, n):
+    broken = []
+    list(read_shard(str(root / "farm" / "000000.tar"), n, broken=broken))
+    assert [problem.split(".tar: ")[1] for problem in broken] == [
+        f"holds 20 samples where index.json says {n}"
+    ]

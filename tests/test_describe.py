@@ -563,7 +563,7 @@ def test_a_model_that_thinks_needs_more_tokens(command, server):
 @pytest.mark.parametrize(
     "error, code, message",
     [
-        (KeyboardInterrupt(), 130, "describe.py: interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "describe.py: interrupted; the same command resumes"),
         (OSError(28, "No space left on device", "a.jsonl"), None, "a.jsonl: the disk is full"),
     ],
 )

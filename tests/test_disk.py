@@ -10,6 +10,7 @@ import torch
 from disk import (
     DataError,
     command,
+    fingerprint,
     read_json,
     read_tensors,
     reading,
@@ -51,6 +52,19 @@ def test_json_of_another_kind_a_folder_and_nothing(tmp_path):
         read_json(tmp_path / "b.json")
     with pytest.raises(DataError, match="is a folder"):
         read_tensors(tmp_path)
+
+
+def test_a_folders_fingerprint_covers_names_and_both_ends_of_files(tmp_path):
+    def made(name="model.bin", head=b"a", tail=b"b", folder="one"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_bytes(head + bytes(3 << 20) + tail)
+        found = fingerprint(tmp_path / folder)
+        (tmp_path / folder / name).unlink()
+        return found
+
+    assert made() == made(folder="two")
+    others = [made(name="other.bin"), made(head=b"b"), made(tail=b"c"), made(tail=b"bb")]
+    assert len({made(), *others}) == 5
 
 
 def test_tensors_come_back(tmp_path):

@@ -82,6 +82,16 @@ def test_missing_index_says_how_to_make_one(tmp_path):
     assert again["shards"] == made["shards"] and again["hash"] == made["hash"]
 
 
+def test_an_index_lists_shards_by_name_in_whatever_order_the_disk_has_them(tmp_path, monkeypatch):
+    write_samples(tmp_path / "s", make_samples(60), per_shard=10)
+    (tmp_path / "s" / "index.json").unlink()
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=True)))
+    embedding.index(tmp_path / "s")
+    files = [shard["file"] for shard in Source(tmp_path / "s").shards]
+    assert files == [f"{i:06d}.tar" for i in range(6)]
+
+
 # --- what fails -------------------------------------------------------------------------------
 
 
@@ -280,6 +290,14 @@ def test_an_encoder_that_cannot_be_loaded_is_named(tmp_path):
     argv = [str(tmp_path / "src"), str(tmp_path / "dst"), "--clap", "nowhere:factory"]
     with pytest.raises(DataError, match="--clap nowhere:factory: .*that can be imported"):
         embedding.main(argv)
+
+
+def test_a_clip_with_one_number_that_is_not_finite_is_named(monkeypatch):
+    made = {b"good": torch.ones(4), b"bad": torch.tensor([1.0, 1.0, float("inf"), 1.0])}
+    monkeypatch.setattr(embedding, "encode_file", lambda clap, data: made[data])
+    samples, broken = [{"key": k, "id": k, "audio": k.encode()} for k in ("good", "bad")], []
+    assert list(embedding.audio_vectors(None, samples, "0.tar", broken)) == ["good"]
+    assert broken == ["0.tar: sample 'bad': CLAP makes no finite vector of it"]
 
 
 @pytest.mark.slow

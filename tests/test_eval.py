@@ -9,7 +9,9 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +20,14 @@ import torch
 from conftest import flac, make_samples, options, results_of
 
 import eval as evaluation
+from data import Source
 from disk import DataError, read_tensors, write_tensors
 from distributed import Ranks
 from distributed.parts import Parts, json_lines, whole_lines
 from eval import load_answers as load
 from mats import MATS
 from scoring import encoding
+from scoring.evaluation import Evaluation
 from scoring.results import listening, trained_variance, with_scores
 from shards.writer import ShardWriter
 
@@ -73,6 +77,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         (["--score", "--crop", "windows"], "no stored predictions"),
         (["--bench", "dance"], "no shards for dance"),
         (["--columns", "santaa"], "no santaa .*there are: text, none"),
+        (["--batch", "0"], "--batch 0: expected 1 or more"),
         (["--decoding", "beams"], "neither greedy, official, beam nor JSON"),
         (["--label-template", "a label"], "in place of the label"),
         (["--label-template", "{} of {x}"], "in place of the label"),
@@ -171,6 +176,42 @@ def test_pairs_are_drawn_evenly(project):
     assert len(audio.unique(dim=0)) == 10
     few, _ = evaluation.pairs(whole, 4)
     torch.testing.assert_close(few, text[:4])
+
+
+def made_of(**benchmarks):
+    """What `encode` finds: of each benchmark n clips, which no other one has."""
+    encoded = {}
+    for name, n in benchmarks.items():
+        rows = [{"clip": f"{name}{i}"} for i in range(n)]
+        audio = torch.full((n, 4), float(n))
+        encoded[name] = encoding.Encoded(rows, audio, audio)
+    return SimpleNamespace(names=list(benchmarks), encoded=encoded)
+
+
+def test_pairs_of_a_large_benchmark_leave_room_for_a_small_one():
+    text, _ = evaluation.pairs(made_of(large=90, small=3), 10)
+    assert text[:, 0].tolist().count(3.0) == 3 and len(text) == 10
+
+
+@pytest.mark.parametrize("column, length", [("official", 32.0), ("none", 1.0)])
+def test_the_released_bridge_hears_the_released_codes_length(monkeypatch, column, length):
+    monkeypatch.setattr(evaluation, "bridge", lambda *_: lambda z: z)
+    stub = made_of(a=1)
+    stub.model = SimpleNamespace(santa=None)
+    assert evaluation.cross(stub, "a", column).tolist() == [[length] * 4]
+
+
+def test_results_are_taken_as_they_are_only_where_all_files_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation.report, "summary", lambda results: "the table")
+    stub = SimpleNamespace(out=tmp_path, failed={})
+    (tmp_path / "results.json").write_text('{"key": "now"}')
+    assert evaluation.unchanged(stub, "now") == ""  # no report as yet
+    for kind in ("md", "html"):
+        (tmp_path / f"report.{kind}").write_text("")
+    assert evaluation.unchanged(stub, "now") == "the table"
+    assert evaluation.unchanged(stub, "then") == ""
+    stub.failed = {"sound": "no shards"}
+    assert evaluation.unchanged(stub, "now") == ""
 
 
 def test_the_gap_and_the_noise_are_reported(project, evaluated):
@@ -344,11 +385,37 @@ def test_parts_are_told_from_other_writers_files(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["sound.key.jsonl.part"]
 
 
+def test_a_resumed_run_adds_to_its_earlier_parts(tmp_path):
+    for found in ({0: "dog"}, {1: "cat"}, {2: "cow"}):  # three runs: two were killed
+        parts = Parts(tmp_path / "a.key.jsonl", Ranks(0, 1, None), evaluation.save_answers, load)
+        parts.add(found)
+    assert parts.merged() == {0: "dog", 1: "cat", 2: "cow"}
+
+
 def test_a_judges_scores_are_shares_of_ten():
     rows = [{"id": "a"}, {"id": "b"}]
     scores = torch.tensor([8.0, float("nan")])
     assert with_scores(rows, scores, "airbench_sound") == [{"id": "a", "score": 0.8}, {"id": "b"}]
     assert with_scores(rows, scores / 8, "sound")[0]["score"] == 1.0
+
+
+def test_classes_that_differ_in_case_alone_are_refused(tmp_path):
+    (tmp_path / "esc50").mkdir()
+    (tmp_path / "esc50" / "labels.json").write_text('["Dog", "cat", "dog"]')
+    with pytest.raises(DataError, match="names a class twice"):
+        Evaluation.read_labels(SimpleNamespace(shards=tmp_path), "esc50")
+
+
+def test_vectors_are_named_after_all_that_makes_them():
+    """The folder of a CLAP's files, the crop, and the shards."""
+
+    def key(clap="some/clap", crop="center", hash="x"):
+        source = SimpleNamespace(index={"hash": hash})
+        stub = SimpleNamespace(clap_name=clap, crop=crop, sources={"a": source})
+        return Evaluation.vector_keys.func(stub)["a"]
+
+    keys = [key(), key(clap="other/clap"), key(crop="windows"), key(hash="y")]
+    assert len(set(keys)) == 4 and key() == keys[0]
 
 
 def test_a_clip_of_several_windows_is_their_unit_mean():
@@ -407,6 +474,51 @@ def spoil(path, changes):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+
+
+def test_half_a_shard_is_not_taken_for_the_whole(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        for i, sample in enumerate(make_samples(4)):
+            writer.write(sample, audio=("flac", flac(i)))
+    path = tmp_path / "000000.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="a shard is damaged: .*000000.tar.*get it again"):
+        list(encoding.clips_of(Source(tmp_path), Ranks(0, 1, None), set(), []))
+
+
+@pytest.mark.parametrize(
+    "require, cell, said",
+    [
+        ("spice", {"value": None, "why": "Java ended"}, "--require spice: Java ended"),
+        ("spice", {"value": 0.1}, None),
+        (None, {"value": None, "why": "Java ended"}, None),
+    ],
+)
+def test_a_spice_that_fails_ends_in_an_error_where_it_is_required(monkeypatch, require, cell, said):
+    results = {"columns": {"santa": {"clotho": {"SPICE": cell}}}}
+    stubs = dict(result_key="", unchanged="", predict={}, score=(results, {}), write=None)
+    for name, value in stubs.items():
+        monkeypatch.setattr(evaluation, name, lambda *_, value=value: value)
+    monkeypatch.setattr(evaluation.report, "summary", lambda results: "")
+    stub = SimpleNamespace(ranks=Ranks(0, 1, None), failed={}, out="out")
+    args = SimpleNamespace(score=False, require=require)
+    with pytest.raises(SystemExit, match=said) if said else nullcontext():
+        evaluation.evaluate(stub, ["santa"], None, args)
+
+
+def test_texts_stay_beside_their_clips_where_one_is_left_out(monkeypatch):
+    clips, text = (
+        {f"c{i}": torch.full((2,), float(i)) for i in (0, 2)},
+        torch.arange(6.0).view(3, 2),
+    )
+    rows = [{"clip": f"c{i}", "id": str(i)} for i in range(3)]
+    monkeypatch.setattr(encoding, "stored_vectors", lambda path: (clips | {"text": text}, rows))
+    monkeypatch.setattr(encoding, "unfit", lambda name, row: "")
+    keys, ranks = {"a": "key"}, Ranks(0, 1, None)
+    stub = SimpleNamespace(vector_folder=Path(), vector_keys=keys, sources={"a": None}, ranks=ranks)
+    found = encoding.encoded(stub, "a")
+    assert found.rows == [rows[0], rows[2]] and found.audio[:, 0].tolist() == [0, 2]
+    assert torch.equal(found.text, text[[0, 2]])
 
 
 def test_clips_that_cannot_be_used_are_counted(project, tmp_path, monkeypatch, capsys):

@@ -117,6 +117,14 @@ def test_damage_is_named(tmp_path, name, text, read, message):
     assert not list(tmp_path.glob("out/*/*"))  # nothing half-written is left
 
 
+@pytest.mark.parametrize("name", ["1-5-A-10.wav", "1-5-A0.wav"])
+def test_a_name_ends_with_its_whole_target(tmp_path, name):
+    head = "filename,fold,target,category,esc10,src_file,take\n"
+    write(tmp_path / "esc50/esc50.csv", f"{head}{name},1,0,dog,True,5,A\n")
+    with pytest.raises(DataError, match="line 2: target '0' does not fit"):
+        list(labels.esc50(Root(tmp_path)))
+
+
 def test_what_is_certain_is_read(tmp_path):
     """A byte-order mark, CRLF, empty columns to the right, line feeds and quotes in a caption."""
     text = (
@@ -289,7 +297,8 @@ def test_null_in_json_is_left_out_and_another_type_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "chosen", [("red", "red blue"), ("green", ["red", "blue"]), ("", ["a", "b"])]
+    "chosen",
+    [("red", "red blue"), ("green", ["red", "blue"]), ("", ["a", "b"]), ("red", ["red", "red "])],
 )
 @pytest.mark.parametrize("split", ["test", "test-mini"])
 def test_an_answer_is_among_its_choices(tmp_path, chosen, split):

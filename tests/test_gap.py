@@ -47,6 +47,14 @@ def test_too_few_pairs_and_another_csv_are_named(tmp_path):
         list(gap.pairs_of(tmp_path / "a.csv"))
 
 
+def test_samples_without_a_text_or_a_sound_are_no_pairs(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        for i, sample in enumerate(make_samples(4)):
+            text = None if i == 1 else sample["text"]
+            writer.write(sample | {"text": text}, audio=("flac", flac(i)) if i != 2 else None)
+    assert [sound for _, sound, _ in gap.pairs_of(tmp_path)] == [flac(0), flac(3)]
+
+
 @pytest.mark.parametrize("variance", [0.003, 0.03])
 def test_as_far_as_is_the_noise_that_leaves_that_cosine(variance):
     z = torch.nn.functional.normalize(torch.randn(4000, 64), dim=1)

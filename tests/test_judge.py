@@ -684,7 +684,7 @@ def test_ctrl_c_ends_at_once_and_keeps_the_verdicts(server, tmp_path):
     _, said = process.communicate()
     assert process.returncode == 130 and time.monotonic() - began < 60
     last = said.strip().split("\n")[-1]
-    assert last == "judge.py: interrupted; the same command goes on from what it has"
+    assert last == "judge.py: interrupted; the same command resumes from what it has"
     assert "Traceback" not in said and len(lines(path)) == 10
 
 

@@ -290,6 +290,15 @@ def test_a_prompt_that_does_not_fit_is_refused(tokenizer):
         model.generate(torch.randn(1, 16), ["dog " * 200])
 
 
+def test_prefix_prompt_and_answer_may_fill_all_positions(tokenizer):
+    model, ask = build(tokenizer).eval(), "Is there a dog?"
+    prompt = len(model.template.head) + len(model.template.prompts([ask])[0])
+    left = 128 - SMALL["prefix"] - prompt
+    model.generate(torch.randn(1, 16), [ask], max_new_tokens=left)
+    with pytest.raises(DataError, match=f"{prompt} tokens and {left + 1} new ones do not fit"):
+        model.generate(torch.randn(1, 16), [ask], max_new_tokens=left + 1)
+
+
 # --- files ---
 
 
@@ -386,6 +395,19 @@ def test_long_texts_are_cut_by_name_and_the_template_never(chatty):
     assert 40 < asked - len(template.head) <= 60
     with pytest.raises(DataError, match="instruction 1, 'Is there .* tokens, and 60 is the limit"):
         template.prompts([row["instruction"] for row in rows])
+
+
+def test_space_around_an_answer_is_not_learned(tokenizer):
+    sample = next(make_samples(1))
+    plain, spaced = (sample | {"answer": answer} for answer in ("A dog", "  A dog \n"))
+    template = Template("{audio}{instruction}", tokenizer)
+    assert template.encode([spaced]) == template.encode([plain])
+
+
+def test_a_language_model_that_is_given_gets_the_configs_dtype(tokenizer):
+    model = build(tokenizer, llm_dtype="bfloat16")
+    assert {p.dtype for p in model.llm.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in model.trainable().values()} == {torch.float32}
 
 
 def test_lora_targets_are_asked_for(tokenizer):

@@ -302,6 +302,11 @@ def test_whatever_a_model_or_a_label_says_is_shown_as_text():
     report.markdown(results)
 
 
+def test_rows_of_every_score_are_chosen():
+    rows = [{"id": i, "score": score} for i, score in enumerate((0, 0.25, 0.5, 0.75, 1, None))]
+    assert report.choose(rows, 99, "x") == rows
+
+
 @pytest.mark.slow
 def test_audio_is_limited(monkeypatch):
     big, small = b"x" * (report.CLIP_BYTES + 1), b"x" * 1000

@@ -106,6 +106,21 @@ def test_without_a_memory_the_raw_vector_is_taken(project, without_memory, tmp_p
     assert capsys.readouterr().out == default
 
 
+def test_a_long_file_is_heard_from_end_to_end_unless_asked_otherwise(
+    project, tmp_path, monkeypatch, capsys
+):
+    heard = []
+
+    def encode(clap, file, crop, generator):
+        heard.append(crop)
+        return torch.ones(16)
+
+    monkeypatch.setattr(sample, "encode_file", encode)
+    for more in ([], ["--crop", "center"]):
+        sample.main([sound(tmp_path / "a.wav"), *ckpt_of(project), *more])
+    assert heard == ["windows", "center"]
+
+
 def test_bridges_by_name(project, monkeypatch):
     made = []
 

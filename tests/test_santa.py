@@ -455,6 +455,18 @@ def test_nothing_is_learned(built):
     assert not list(built.parameters()) and not built(units(3, 24).requires_grad_()).requires_grad
 
 
+def test_clusters_beyond_the_different_rows_end_the_search(monkeypatch):
+    """Four places, all taken: a fifth cluster has nowhere to begin, and no label changes."""
+    x, updates, update = (
+        4 * torch.cat([torch.eye(2), -torch.eye(2)]).repeat(9, 1),
+        [],
+        module._update,
+    )
+    monkeypatch.setattr(module, "_update", lambda *a: updates.append(a) or update(*a))
+    labels = kmeans(x, 6, 100, init=torch.cat([x[:4], x[:2] + 100]))[1]
+    assert labels.tolist() == [0, 1, 2, 3] * 9 and len(updates) == 1
+
+
 def test_build(built):
     x = blobs(900, 24, 12)
     assert built.memory.shape == built.clean.shape == (600, 24) and built.centers.shape == (12, 24)
@@ -469,6 +481,9 @@ def test_build(built):
     again = Santa.build(x, m=600, k=12, generator=gen())
     assert all(torch.equal(a, b) for a, b in zip(built.buffers(), again.buffers()))
     assert len(Santa.build(x, m=5000, k=12).memory) == 900
+    other = Santa.build(x, m=600, k=12, generator=gen(1))
+    rows = [torch.cdist(s.clean, F.normalize(x, dim=1)).argmin(1) for s in (built, other)]
+    assert max(len(set(r.tolist()) & set(range(600))) for r in rows) < 450  # 400 by chance
     assert Santa.build(x.half(), k=3, L=4, tau=0.2, lam=0.5).memory.dtype == torch.float32
     with pytest.raises(ValueError, match="100 clusters from 50 memory rows"):
         Santa.build(x, m=50)

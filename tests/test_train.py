@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,14 +21,17 @@ from torch.distributed import TCPStore
 import config
 import train
 from clap import load_clap, probe, same_encoder
+from data import Source
 from disk import DataError
-from distributed import Ranks
+from distributed import Ranks, log
 from distributed.log import Meter
+from distributed.watch import Heard, Watch
 from mats import MATS
 from shards.embed import embed
 from shards.writer import ShardWriter
 from train import TrainConfig, lr_at
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
 ROOT = Path(__file__).parent.parent
 MODEL = dict(dim=16, prefix=4, tokens=4, width=32, layers=2, heads=2, llm_dtype="float32")
 DATA = dict(build="", mixture={}, memory=60, clusters=5, batch_size=16, micro_batch=8, lanes=4)
@@ -281,6 +284,7 @@ def test_learning_rate():
         (["--lr=fast"], "expected float"),
         (["--steps=1.5"], "expected int"),
         (["--strict=1"], "expected bool"),
+        (["--steps=True"], "expected int"),
         (["lr=3"], "no config/lr=3"),
         (["tiny", "lr=3"], "--field=value"),
     ],
@@ -288,6 +292,22 @@ def test_learning_rate():
 def test_wrong_settings_are_refused_by_name(argv, message):
     with pytest.raises(SystemExit, match=message):
         config.load(TrainConfig, argv)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--log_every=0", "log_every=0: expected 1 or more"),
+        ("--together=0", "together=0: expected 1 or more"),
+        ("--schedule=step", "schedule='step': expected linear or cosine"),
+        ("--supervision=Audio", "supervision='Audio': expected text or audio"),
+        ("--batch_size=100", "batch_size=100 is not a multiple of micro_batch="),
+        ("--timeout=0", "timeout=0: expected minutes"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(argv, message):
+    with pytest.raises(SystemExit, match=message):
+        train.main([argv])
 
 
 def test_settings_come_from_file_then_command_line():
@@ -344,6 +364,15 @@ def test_many_in_a_row_stop_the_run_and_leave_the_last_good_state(world, tmp_pat
         train.main(argv)
     step, trained = weights(tmp_path)
     assert step == 10 and all(torch.isfinite(t).all() for t in trained.values())
+
+
+def test_the_watch_says_where_each_rank_stands():
+    watch = Watch(1, Ranks(1, 3, torch.device("cpu")), "")
+    watch.tick, watch.heard = 10, [Heard("5 9", 9), Heard("5 9", 0), Heard("1200 2", 2)]
+    assert watch.report() == (
+        "; rank 0 finished update 5; rank 1 finished update 5; "
+        "rank 2 finished update 1,200 and no longer answers"
+    )
 
 
 @pytest.mark.slow
@@ -491,7 +520,7 @@ def test_vectors_of_another_encoder_are_refused(world, tmp_path, tokenizer):
 def test_validation_lends_each_sample_anothers_vector(world):
     cfg = config.load(TrainConfig, arguments(world, "nowhere", micro_batch=5))
     sources, _ = train.find_sources(cfg.val)
-    batches = train.held_out(cfg, sources, train.build_model(cfg, torch.device("cpu"), None))
+    batches = train.held_out(cfg, sources, train.build_model(cfg, ALONE.device, None), ALONE)
     own = [text for batch in batches for text in batch["text"]]
     other = [text for batch in batches for text in batch["other"]["text"]]
     vectors = torch.cat([batch["z"] for batch in batches])
@@ -502,6 +531,21 @@ def test_validation_lends_each_sample_anothers_vector(world):
         assert not any(a == b for a, b in zip(own, other))
     for text, z in zip(other, lent):
         torch.testing.assert_close(z, vectors[at[text]])
+
+
+def test_broken_samples_of_the_validation_are_named_once_for_all_ranks(world, monkeypatch, capsys):
+    def read(source, broken):
+        broken += [f"sample {i}" for i in range(30)]
+        return make_samples(4)
+
+    monkeypatch.setattr(train, "read_source", read)
+    cfg = config.load(TrainConfig, arguments(world, "nowhere"))
+    model = train.build_model(cfg, ALONE.device, None)
+    capsys.readouterr()
+    for rank in (0, 1):
+        train.held_out(cfg, [None], model, Ranks(rank, 2, ALONE.device))
+    said = capsys.readouterr().err.splitlines()
+    assert said == [*(f"broken: sample {i}" for i in range(20)), "broken: 10 more"]
 
 
 @pytest.mark.slow
@@ -558,11 +602,12 @@ def test_only_matrices_decay(finished):
     assert min(p.ndim for p in matrices["params"]) == 2 and matrices["weight_decay"] == 0.05
 
 
-def test_several_ranks_log_their_mean():
+def test_several_ranks_log_their_mean(monkeypatch):
     """Two ranks with the same two updates, of which one was skipped."""
     ranks = Ranks(0, 2, torch.device("cpu"))
     ranks.sum = lambda x: 2 * x
     meter = Meter(ranks)
+    monkeypatch.setattr(log, "time", SimpleNamespace(time=lambda: meter.since + 2))
     meter.add_batch({"ids": torch.zeros(4, 8), "answer": torch.zeros(3), "broken": []})
     meter.add_update(torch.tensor(2.0), torch.tensor(True))
     meter.add_update(torch.tensor(float("nan")), torch.tensor(False))
@@ -571,6 +616,7 @@ def test_several_ranks_log_their_mean():
     run = SimpleNamespace(cfg=TrainConfig(), model=model, optimizer=optimizer)
     line = meter.line(2, torch.tensor(1.0), run)
     assert line["loss"] == 2.0 and line["skipped"] == 1 and meter.in_a_row == 1
+    assert line["samples_per_s"] == 4 and line["tokens_per_s"] == 2 * (4 * 40 + 32) / 2
     resumed = Meter(ranks, [{"loss": 1, "broken": 3, "skipped": 2}, {"val_loss": 1.0}])
     assert (resumed.broken, resumed.skipped) == (3, 2)
 
@@ -600,3 +646,54 @@ def test_noise_of_validation_and_texts_of_the_memory_have_seeds_of_their_own(
     assert (
         f"noise of variance 0.015, which leaves a cosine of {left:.2f}" in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("change", [{"dim": 32}, {"supervision": "audio"}])
+def test_vectors_of_another_size_or_side_are_refused(world, change):
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", **change))
+    with pytest.raises(DataError, match="16-d vectors of its text, made with test; this run wants"):
+        train.load_encoder(cfg, [Source(world / "train" / "farm")], ALONE)
+
+
+def test_vectors_that_nothing_can_be_compared_with_are_taken_and_named(world, tmp_path, capsys):
+    """Vectors of audio that is not in the shards, by an encoder that index.json does not name."""
+    with ShardWriter(tmp_path, vectors={"dim": 16, "side": "audio"}) as writer:
+        for sample in make_samples(3):
+            writer.write(sample, vector=torch.ones(16))
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", supervision="audio"))
+    clap, found = train.load_encoder(cfg, [Source(tmp_path)], ALONE)
+    assert clap is None and same_encoder(found, probe(load_clap(cfg.clap)))
+    assert "no sample holds the audio that its vector was made of" in capsys.readouterr().out
+    with pytest.raises(DataError, match="made with an encoder without a name"):
+        train.load_encoder(replace(cfg, dim=8), [Source(tmp_path)], ALONE)
+
+
+def test_each_answer_token_of_the_validation_counts_the_same():
+    def batch(tokens, rows, loss):
+        made = {"answer": torch.zeros(tokens), "ids": torch.zeros(rows, 8), "loss": loss}
+        return made | {"other": {"loss": 2 * loss}}
+
+    model = SimpleNamespace(eval=lambda: None, train=lambda: None, forward=None)
+    run = SimpleNamespace(model=model, ranks=ALONE, validation=[batch(1, 5, 3), batch(3, 5, 7)])
+    run.objective = lambda net, batch, m, heard: heard["loss"]
+    assert train.validate(run) == (6, 12)
+
+
+@pytest.mark.slow
+def test_time_for_validation_and_saving_is_not_training_time(world, tmp_path, monkeypatch):
+    """A clock that goes on by 1 s in an update, by 1,000 s in a validation."""
+    clock, update = [0.0], train.update
+
+    def updated(*arguments):
+        clock[0] += 1
+        return update(*arguments)
+
+    def checked(run, step):
+        clock[0] += 1000
+
+    for module in (train, log):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(train, "update", updated)
+    monkeypatch.setattr(train, "check", checked)
+    train.main(arguments(world, tmp_path, steps=4, log_every=2, val_every=1))
+    assert [line["samples_per_s"] for line in lines_of(tmp_path)] == [16.0, 16.0]
