@@ -493,3 +493,21 @@ def probe(clap) -> list[float]:
 def same_encoder(a: list[float], b: list[float]) -> bool:
     """Whether two probes are of one encoder, but for rounding, half precision's included."""
     return len(a) == len(b) and all(abs(x - y) < 0.02 for x, y in zip(a, b))
+
+
+def check_encoder(trained: list[float] | None, dim: int, clap, name: str) -> None:
+    """Raises DataError where the model was trained on vectors of another encoder than this CLAP.
+
+    trained: MATS.probe, what the encoder of the training vectors made of a few texts; None where
+    the model does not say. dim: of these vectors.
+    """
+    if clap.dim != dim:
+        raise DataError(
+            f"the model was trained on vectors of {dim} numbers, and those of {name} have "
+            f"{clap.dim}: config.json's field clap names another CLAP than in training"
+        )
+    if trained is not None and not same_encoder(trained, probe(clap)):
+        raise DataError(
+            f"the model was trained on vectors of another encoder than {name} is now: "
+            "it has changed since"
+        )

@@ -484,7 +484,7 @@ class MATS(nn.Module):
         where the LLM has gone.
         """
         directory = Path(directory)
-        config, probe = read_config(directory, has_llm=llm is not None)
+        config, probe = read_config(directory, needs=("llm",) if llm is None else ())
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
         model.probe = probe
         mapper = read_tensors(directory / "mapper.safetensors")
@@ -534,16 +534,17 @@ class MATS(nn.Module):
             )
 
 
-def read_config(directory: Path, has_llm=False) -> tuple[MATSConfig, list | None]:
+def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, list | None]:
     """The config of a saved model, folders as they are seen from here; and its probe.
 
-    Raises DataError where a file is missing, or the folder of the LLM (unless has_llm).
+    needs: fields whose folders must be there. Raises DataError where one is not, or a file is
+    missing or damaged.
     """
     for name in ("config.json", "mapper.safetensors", "lora"):
         if not (directory / name).exists():
             inside = directory / "model"
-            hint = f"do you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
-            raise DataError(f"{directory} holds no trained MATS: {name} is missing ({hint})")
+            hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
+            raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
     path = directory / "config.json"
     values = read_json(path)
     probe = values.pop("probe", None)
@@ -557,10 +558,10 @@ def read_config(directory: Path, has_llm=False) -> tuple[MATSConfig, list | None
         local = os.path.normpath(directory / name)
         if os.path.exists(local):
             setattr(config, key, local)
-        elif name.startswith((".", "/")) and key == "llm" and not has_llm:
+        elif key in needs and name.startswith((".", "/", "~")):
             raise DataError(
-                f"{path}: {key} is {name!r}, seen from its folder, and {local} is not there; "
-                f"copy it there, or change the field {key}"
+                f"{path}: the field {key} names {name}, seen from its folder, and {local} is not "
+                "there; copy it there, or change the field to its place or to a name on the hub"
             )
     return config, probe
 

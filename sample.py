@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 from audio import CROPS, AudioError
-from clap import encode_file, load_clap
+from clap import check_encoder, encode_file, load_clap
 from disk import DataError, command
-from mats import MATS
+from mats import MATS, read_config
 from santa import BRIDGES, RELEASED_NORM, bridge
-from scoring.checkpoint import check_encoder, clap_name
 
 
 def options(argv):
@@ -48,7 +47,7 @@ def options(argv):
 def main(argv=None) -> int:
     """The exit status: 1 where a file cannot be read. Raises DataError."""
     args = options(argv)
-    name = clap_name(Path(args.ckpt))
+    name = read_config(Path(args.ckpt))[0].clap
     model = MATS.from_pretrained(args.ckpt).to(args.device)
     check_question(model, args.ask)
     generator = torch.Generator().manual_seed(args.seed)

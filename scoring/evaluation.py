@@ -11,12 +11,11 @@ from threading import Event, Lock
 
 import torch
 
-from clap import load_clap
+from clap import check_encoder, load_clap
 from data import Source
 from disk import DataError, read_json, sha256
 from distributed import Ranks
-from mats import MATS
-from scoring.checkpoint import check_encoder, clap_name, find_model
+from mats import MATS, read_config
 from scoring.encoders import text_encoder
 from scoring.tasks import BENCHMARKS
 
@@ -78,8 +77,8 @@ class Evaluation:
             fits = False
         if not fits:
             raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
-        self.config = find_model(self.ckpt)
-        self.clap_name = clap_name(self.ckpt)
+        self.config, self.probe = read_config(self.ckpt, needs=("clap",))
+        self.clap_name = self.config.clap
         self.names, self.sources, self.labels = self.find_benchmarks(), {}, {}
         for name in list(self.names):
             with self.tolerating(name):
@@ -155,7 +154,7 @@ class Evaluation:
         clap = load_clap(self.clap_name)
         if isinstance(clap, torch.nn.Module):
             clap.to(self.ranks.device)
-        check_encoder(self.config.get("probe"), self.config.get("dim"), clap, self.clap_name)
+        check_encoder(self.probe, self.config.dim, clap, self.clap_name)
         return clap
 
     @cached_property

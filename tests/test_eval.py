@@ -781,7 +781,7 @@ def test_the_encoder_is_checked_where_it_is_loaded(project, evaluated, tmp_path,
     config["probe"] = None
     config["clap"] = "../gone"
     (tmp_path / "model/config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="the field clap names ../gone, which is not there"):
+    with pytest.raises(DataError, match="the field clap names ../gone, .* is not there"):
         evaluation.main(words)
     with pytest.raises(DataError, match="did you mean .*run/model"):
         evaluation.main(["--ckpt", str(project / "run")])

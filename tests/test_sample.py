@@ -14,7 +14,6 @@ import clap as clap_module
 import sample
 from disk import DataError
 from santa import RELEASED_NORM
-from scoring import checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,25 +146,26 @@ def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):
     for config, message in (
         ("{", "config.json is damaged"),
         ("[]", "a JSON list where a dict belongs"),
-        ('{"clap": 5}', "the field clap should name a CLAP, not 5"),
-        ('{"clap": "../gone"}', "the field clap names ../gone, which is not there .*copy the CLAP"),
+        ('{"clap": 5}', "clap is 5, expected str"),
+        ('{"clap": "../gone"}', "the field clap names ../gone, .* is not there; copy it there"),
+        ('{"llm": "../gone", "clap": "x"}', "the field llm names ../gone, .* is not there"),
     ):
         (without_memory / "config.json").write_text(config)
         with pytest.raises(DataError, match=message):
             sample.main([file, "--ckpt", str(without_memory)])
     (without_memory / "config.json").write_text('{"clap": "laion/some"}')
-    assert checkpoint.clap_name(without_memory) == "laion/some"
+    assert sample.read_config(without_memory)[0].clap == "laion/some"
 
 
 def test_another_encoder_than_in_training_is_refused(project):
     clap = clap_module.load_clap(str(project / "clap"))
     own = clap_module.probe(clap)
     for probe in (None, own):
-        checkpoint.check_encoder(probe, 16, clap, "it")
+        clap_module.check_encoder(probe, 16, clap, "it")
     with pytest.raises(DataError, match="of another encoder than it is now"):
-        checkpoint.check_encoder([value + 0.1 for value in own], 16, clap, "it")
+        clap_module.check_encoder([value + 0.1 for value in own], 16, clap, "it")
     with pytest.raises(DataError, match="vectors of 8 numbers, and those of it have 16"):
-        checkpoint.check_encoder(own, 8, clap, "it")
+        clap_module.check_encoder(own, 8, clap, "it")
 
 
 def test_sample_checks_the_encoder(project, tmp_path, monkeypatch):
