@@ -174,6 +174,9 @@ def read_index(url: str) -> dict:
     except DataError as e:
         raise DataError(f"{e}; move it away: {advice}") from e
     except (OSError, ValueError, RecursionError) as e:
+        folder = os.path.dirname(url)
+        if "://" not in url and not url.startswith("pipe:") and not os.path.isdir(folder):
+            raise DataError(f"there is no folder {folder}") from e
         raise DataError(f"{url} cannot be read ({e}); {advice}") from e
     shards, vectors = index.get("shards"), index.get("vectors")
     fits = (

@@ -201,7 +201,11 @@ def answer(
                 z[at], asked, tags, evaluation.batch, **evaluation.made.decoding
             )
         except ValueError as error:  # a question that does not fit the model, an unknown keyword
-            raise DataError(f"{name}: {error}") from error
+            raise DataError(f"{name}: {error}{named_row(evaluation, rows, at)}") from error
+        except (TypeError, ArithmeticError) as error:
+            if not evaluation.made.decoding:
+                raise
+            raise DataError(f"--decoding: transformers' generate refuses it: {error}") from error
         parts.add(dict(zip(at, said)))
         bar.update(len(at))
     bar.close()
@@ -212,6 +216,16 @@ def answer(
         write_atomic(path, lines)
         parts.remove()
     ranks.barrier()
+
+
+def named_row(evaluation: Evaluation, rows: list[dict], at: list[int]) -> str:
+    """Which of these rows has a question that is too long, if one has."""
+    for i in at:
+        try:
+            evaluation.model.template.prompts([rows[i]["instruction"]], [rows[i].get("tag") or ""])
+        except DataError:
+            return f" (sample {rows[i]['id']!r})"
+    return ""
 
 
 # --- 4. score -----------------------------------------------------------------------------------
@@ -530,7 +544,7 @@ def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluatio
 
 def columns_of(args: argparse.Namespace, evaluation: Evaluation) -> list[str]:
     if args.columns:
-        columns = args.columns.split(",")
+        columns = args.columns.replace(" ", "").split(",")
         check_columns(columns)
         return columns
     # MATS-Audio needs no bridge, and has no memory

@@ -34,6 +34,8 @@ from transformers.pytorch_utils import Conv1D
 
 from disk import (
     DataError,
+    fingerprint,
+    is_path,
     libraries_write,
     read_json,
     read_tensors,
@@ -463,8 +465,13 @@ class MATS(nn.Module):
             if os.path.exists(config[key]):
                 path = os.path.relpath(config[key], directory)
                 config[key] = path if path.startswith("..") else f"./{path}"
-        described = config | {"probe": self.probe}
-        write_atomic(directory / "config.json", json.dumps(described, indent=1).encode())
+        llm = self.config.llm
+        made = {
+            "probe": self.probe,
+            "llm_hash": fingerprint(llm) if os.path.isdir(llm) else None,
+            "memory": self.santa is not None,
+        }
+        write_atomic(directory / "config.json", json.dumps(config | made, indent=1).encode())
         mapper = {name: t.contiguous() for name, t in self.mapper.state_dict().items()}
         write_tensors(mapper, directory / "mapper.safetensors")
         peft_config = self.llm.peft_config["default"]
@@ -484,10 +491,10 @@ class MATS(nn.Module):
         where the LLM has gone.
         """
         directory = Path(directory)
-        config, probe = read_config(directory, needs=("llm",) if llm is None else ())
+        config, made = read_config(directory, needs=("llm",) if llm is None else ())
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
-        model.probe = probe
-        mapper = read_tensors(directory / "mapper.safetensors")
+        model.probe = made["probe"]
+        mapper = read_finite(directory / "mapper.safetensors")
         fit = "it does not fit the sizes in config.json: are both of the same model?"
         with reading(str(directory / "mapper.safetensors"), fit):
             model.mapper.load_state_dict(mapper)
@@ -534,42 +541,74 @@ class MATS(nn.Module):
             )
 
 
-def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, list | None]:
-    """The config of a saved model, folders as they are seen from here; and its probe.
+def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dict]:
+    """The config of a saved model, folders as they are seen from here; and what it was made with.
 
-    needs: fields whose folders must be there. Raises DataError where one is not, or a file is
-    missing or damaged.
+    That is {"probe", "llm_hash", "memory"}, each None in an older model. needs: fields whose
+    folders must be there. Raises DataError where one is not, or holds another language model, or a
+    file is missing or damaged.
     """
-    for name in ("config.json", "mapper.safetensors", "lora"):
-        if not (directory / name).exists():
-            inside = directory / "model"
-            hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
-            raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
+    require_files(directory)
     path = directory / "config.json"
     values = read_json(path)
-    probe = values.pop("probe", None)
+    made = {key: values.pop(key, None) for key in ("probe", "llm_hash", "memory")}
+    if made["memory"] and not (directory / "santa.safetensors").exists():
+        raise DataError(f"{directory / 'santa.safetensors'} is missing: copy the whole folder")
     with reading(str(path), "is it of a newer version, or another program's?"):
         config = MATSConfig(**values)
     for f in fields(MATSConfig):
         if type(getattr(config, f.name)) is not type(f.default):
             raise DataError(f"{path}: {f.name} is {values[f.name]!r}, expected {f.type.__name__}")
     for key in ("llm", "clap"):
-        name = getattr(config, key)
-        local = os.path.normpath(directory / name)
-        if os.path.exists(local):
-            setattr(config, key, local)
-        elif key in needs and name.startswith((".", "/", "~")):
-            raise DataError(
-                f"{path}: the field {key} names {name}, seen from its folder, and {local} is not "
-                "there; copy it there, or change the field to its place or to a name on the hub"
-            )
-    return config, probe
+        setattr(config, key, place_of(directory, key, getattr(config, key), key in needs))
+    known, llm = made["llm_hash"], config.llm
+    if "llm" in needs and known and os.path.isdir(llm) and fingerprint(llm) != known:
+        raise DataError(
+            f"{llm} is not the language model that {directory} was trained with: it has changed "
+            "since; put that back, or train again"
+        )
+    return config, made
+
+
+def require_files(directory: Path) -> None:
+    """Raises DataError where one of a saved model's files is missing."""
+    for name in ("config.json", "mapper.safetensors", "lora"):
+        if not (directory / name).exists():
+            inside = directory / "model"
+            hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
+            raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
+
+
+def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
+    """What the field names: a folder as it is seen from here, or a name on the hub.
+
+    Raises DataError where it is needed and is a folder that is not there.
+    """
+    local = os.path.normpath(directory / name)
+    if os.path.exists(local):
+        return local
+    if needed and is_path(name):
+        raise DataError(
+            f"{directory / 'config.json'}: the field {key} names {name}, seen from its folder, and "
+            f"{local} is not there; copy it there, or change the field to its place or to a name "
+            "on the hub"
+        )
+    return name
+
+
+def read_finite(path) -> dict[str, Tensor]:
+    """The tensors of a file. Raises DataError where a number is NaN or infinite."""
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} holds NaN or infinity: damaged, or of a failed run")
+    return tensors
 
 
 def load_lora(llm: nn.Module, folder: str) -> nn.Module:
     """Raises DataError, naming the file, where the adapter cannot be read or does not fit."""
     read_json(f"{folder}/adapter_config.json")
-    read_tensors(f"{folder}/adapter_model.safetensors")
+    read_finite(f"{folder}/adapter_model.safetensors")
     with reading(folder, "is it the adapter of another language model?"):
         return PeftModel.from_pretrained(llm, folder, is_trainable=True)
 

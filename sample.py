@@ -19,6 +19,7 @@ import torch
 from audio import CROPS, AudioError
 from clap import check_encoder, encode_file, load_clap
 from disk import DataError, command
+from distributed import find_device
 from mats import MATS, read_config
 from santa import BRIDGES, RELEASED_NORM, bridge
 
@@ -41,6 +42,8 @@ def options(argv):
     args = parser.parse_args(argv)
     if args.batch < 1:
         parser.error("--batch should be 1 or more")
+    if not 0 <= args.seed < 2**63:
+        parser.error("--seed should be 0 or more, and below 2^63")
     return args
 
 
@@ -48,13 +51,14 @@ def main(argv=None) -> int:
     """The exit status: 1 where a file cannot be read. Raises DataError."""
     args = options(argv)
     name = read_config(Path(args.ckpt))[0].clap
-    model = MATS.from_pretrained(args.ckpt).to(args.device)
+    device = find_device(args.device)
+    model = MATS.from_pretrained(args.ckpt).to(device)
     check_question(model, args.ask)
     generator = torch.Generator().manual_seed(args.seed)
     across = bridge_of(model, args.bridge, generator)
     clap = load_clap(name)
     if isinstance(clap, torch.nn.Module):
-        clap.to(args.device)
+        clap.to(device)
     check_encoder(model.probe, model.config.dim, clap, name)
 
     failed = 0

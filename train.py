@@ -9,6 +9,7 @@ sample.py read it), log.jsonl and loss.png. Started again, it resumes with exact
 the noise that it would have seen.
 """
 
+import fcntl
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from functools import cached_property
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy CPU slows down tenfold
 
@@ -37,7 +39,17 @@ import config
 from audio import load_audio
 from clap import encode_file, load_clap, probe
 from data import Batches, Plan, Source, collate, find_sources, loader, read_source
-from disk import DataError, command, fingerprint, libraries_write, reading, replacing, seems, why
+from disk import (
+    DataError,
+    command,
+    fingerprint,
+    is_path,
+    libraries_write,
+    reading,
+    replacing,
+    seems,
+    why,
+)
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
@@ -244,6 +256,7 @@ class Run:
     net: torch.nn.Module  # the model as the loop calls it
     objective: Objective
     optimizer: torch.optim.AdamW
+    lock: IO | None  # of the master: kept open, so that no other run writes to `out`
     # Not for scaling: it skips an update whose gradient is not finite, without a GPU sync.
     scaler: torch.amp.GradScaler
 
@@ -266,6 +279,7 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
     """The run in `out`, new or resumed; None: it is trained."""
     sources, weights = find_data(cfg, ranks)
     out, identity = Path(cfg.out), identity_of(cfg, sources)
+    lock = lock_folder(out) if ranks.master else None
     state = resume(out, identity, cfg.fresh)
     start = state["step"] if state else 0
     if is_trained(out, cfg, start):
@@ -290,6 +304,7 @@ def load(cfg: TrainConfig, ranks: Ranks) -> Run | None:
         net=net,
         objective=Objective(cfg, ranks.device, clap),
         optimizer=optimizer,
+        lock=lock,
         scaler=torch.amp.GradScaler(ranks.device.type, init_scale=1.0),
     )
     if ranks.master and cfg.memory and cfg.supervision == "text":
@@ -327,7 +342,7 @@ def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple
     try:
         clap = load_clap(cfg.clap)
     except DataError as error:
-        if needed:
+        if needed or is_path(cfg.clap):
             raise
         ranks.say(
             f"the shards' vectors are taken for those of {cfg.clap}, which cannot be loaded: "
@@ -392,6 +407,19 @@ def read(run: Run) -> Iterator[dict]:
 # --- a run's files ------------------------------------------------------------------------------
 
 
+def lock_folder(out: Path) -> IO:
+    """An open file; while it is open, another call raises DataError, in whatever process."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / "lock", "w")  # noqa: SIM115, closed when the run ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"another run is writing to {out}: wait for it, or another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
 def identity_of(cfg: TrainConfig, sources: list[Source]) -> dict:
     """All that must stay the same for a run to be resumed. A folder counts by what is in it."""
     free = {f.name for f in fields(MachineConfig)} | {"train"}
@@ -411,6 +439,11 @@ def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
     Raises DataError where the state is damaged.
     """
     path = out / "state.pt"
+    if not fresh and not path.exists() and (out / "model").exists():
+        raise DataError(
+            f"{out} holds a trained model and no state.pt to resume from: choose another --out, or "
+            "--fresh to replace the model"
+        )
     if fresh or not path.exists():
         return None
     with reading(f"{path} {seems(path)}", FRESH):
@@ -587,7 +620,8 @@ def summary(run: Run) -> str:
 def explain(error: BaseException) -> str | None:
     """How to go on after an exception, where that is known."""
     if isinstance(error, DataError | SystemExit):
-        return str(error)
+        # a reading process's comes as its traceback
+        return str(error).strip().rpartition("\n")[2].removeprefix("disk.DataError: ")
     if isinstance(error, OSError) and error.errno:
         return why(error)
     if "DataLoader worker (pid" in str(error):
@@ -611,13 +645,24 @@ def start_ranks(cfg: TrainConfig) -> Ranks:
     return ranks
 
 
+CHOICES = {
+    "schedule": ("linear", "cosine"),
+    "supervision": ("text", "audio"),
+    "dtype": ("float32", "bfloat16"),
+    "llm_dtype": ("float32", "bfloat16"),
+}
+
+
 def refuse_bad(cfg: TrainConfig) -> None:
     if cfg.timeout <= 0:
         sys.exit(f"timeout={cfg.timeout:g}: expected minutes, more than 0")
     for name in ("log_every", "val_every", "save_every", "lanes", "together", "patience"):
         if getattr(cfg, name) < 1:
             sys.exit(f"{name}={getattr(cfg, name)}: expected 1 or more")
-    for name, known in (("schedule", ("linear", "cosine")), ("supervision", ("text", "audio"))):
+    for name in ("steps", "memory", "workers"):
+        if getattr(cfg, name) < (name == "steps"):
+            sys.exit(f"{name}={getattr(cfg, name)}: expected {int(name == 'steps')} or more")
+    for name, known in CHOICES.items():
         if getattr(cfg, name) not in known:
             sys.exit(f"{name}={getattr(cfg, name)!r}: expected {' or '.join(known)}")
     processes = int(os.environ.get("WORLD_SIZE", 1))

@@ -93,17 +93,25 @@ def reading(what: str, advice: str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        first = next(filter(None, map(str.strip, str(error).splitlines())), "no reason given")
-        raise DataError(f"{what}: {first[:300]} ({type(error).__name__}); {advice}") from error
+        said = " ".join(str(error).split())[:200] or "no reason given"
+        raise DataError(f"{what}: {said} ({type(error).__name__}); {advice}") from error
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is that of a folder, there or not, and no name on the hub."""
+    return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+MODEL = (".safetensors", ".bin", ".pth", ".json", ".model")  # files that make a model what it is
 
 
 def fingerprint(folder) -> str:
-    """A hash of a folder's files: of their names and sizes, and of each file's first and last MB.
+    """A hash of a model's files: of their names and sizes, and of each file's first and last MB.
 
     The same wherever the folder lies. Quick for models of many GB.
     """
     found = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+    for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in MODEL):
         size = path.stat().st_size
         found.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode(errors="replace"))
         with open(path, "rb") as file:

@@ -1,6 +1,7 @@
 """Several processes, one to a GPU, started by torchrun; or one, started by python.
 
 Ranks       which process this is, what to wait for, what to sum; the same calls with one process
+find_device a device of this machine, by name
 end         ends this process at once, with its reason
 progress    the master's progress bar
 watch.py    ends a process that makes no progress, and names the rank that hangs
@@ -16,6 +17,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+
+from disk import reading
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Ranks:
         backend: nccl on a GPU and gloo elsewhere, unless named.
         """
         rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = find_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if chosen.type == "cuda" and (size > 1 or chosen.index is None):
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         if chosen.type == "cuda":
@@ -75,6 +78,14 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+
+def find_device(name: str) -> torch.device:
+    """Raises DataError where there is no such device."""
+    with reading(f"--device {name}", "this machine has cpu, and cuda where torch finds a GPU"):
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    return device
 
 
 def end(message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from disk import reading, write_atomic
+from disk import write_atomic
 from distributed import Ranks
 
 CURVES = (  # of the plot: field of the log, title, style
@@ -101,15 +101,25 @@ def peak_of(device: torch.device) -> float | None:
 
 
 def read(out: Path) -> list[dict]:
-    """The lines of log.jsonl; a kill may have cut the last one. Raises DataError on another."""
+    """The lines of log.jsonl. A kill may have cut the last one; others that are none are named."""
     path, found = out / "log.jsonl", []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1], 1):
-        with reading(f"{path}, line {number}", "delete that line"):
-            found.append(json.loads(line))
-            if not isinstance(found[-1]["step"], int):
-                raise ValueError("no step")
+        entry = entry_of(line)
+        if entry:
+            found.append(entry)
+        else:
+            tqdm.write(f"left out: {path}, line {number} is no line of a log", file=sys.stderr)
     return found
+
+
+def entry_of(line: bytes) -> dict | None:
+    """A line of the log, or None."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and type(entry.get("step")) is int else None
 
 
 def rewrite(out: Path, lines: list[dict]) -> None:

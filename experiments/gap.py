@@ -8,7 +8,6 @@ shards with text and audio.
 """
 
 import argparse
-import csv
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,9 +17,10 @@ from tqdm import tqdm
 
 from audio import AudioError
 from clap import encode_file, load_clap
-from data import Source, read_source
-from disk import DataError, command, reading
+from data import Source, has_words, read_source
+from disk import DataError, command
 from santa import gap, noise_cosine, noise_variance
+from shards.files import csv_records
 
 
 def pairs_of(path: Path) -> Iterator[tuple[str, str | bytes, str]]:
@@ -30,10 +30,8 @@ def pairs_of(path: Path) -> Iterator[tuple[str, str | bytes, str]]:
             if sample["text"] and sample["audio"]:
                 yield str(sample["id"]), sample["audio"], sample["text"]
         return
-    with reading(str(path), "expected a csv file with the columns file,text"):
-        lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").split("\n")))
-        for line in lines:
-            yield line["file"], str(path.parent / line["file"]), line["text"]
+    for row in csv_records(path, ("file", "text")):
+        yield row.place, str(path.parent / row["file"]), row["text"]
 
 
 def encode(pairs: Iterator, clap, most: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,6 +39,8 @@ def encode(pairs: Iterator, clap, most: int) -> tuple[torch.Tensor, torch.Tensor
     texts, sounds = [], []
     for name, sound, text in tqdm(pairs, total=most, unit=" pairs"):
         try:
+            if not has_words(text):
+                raise AudioError("has no text")
             sounds.append(encode_file(clap, sound).cpu())
             texts.append(text)
         except AudioError as error:
@@ -81,6 +81,8 @@ def main() -> None:
     option("--clap", default="microsoft/msclap", help="name, folder or module:factory")
     option("--n", type=int, default=300, help="pairs, at most")
     args = parser.parse_args()
+    if args.n < 5:
+        parser.error("--n should be 5 or more")
     text, audio = encode(islice(pairs_of(args.pairs), args.n), load_clap(args.clap), args.n)
     variance = noise_variance(text, audio, generator=torch.Generator().manual_seed(0))
     print(table(text, audio, gap(text, audio), variance))

@@ -51,15 +51,17 @@ def encoded(evaluation: Evaluation, name: str) -> Encoded:
     if found is None:
         raise DataError(f"{path} was written, and cannot be read")
     known, rows = found
-    kept, source = [], evaluation.sources[name]
+    kept, problems, source = [], [], evaluation.sources[name]
     for i, row in enumerate(rows):
-        problem = unfit(name, row)
+        problem = unfit(name, row, evaluation.labels.get(name))
+        problems += [problem] if problem else []
         if problem and evaluation.ranks.master:
             print(f"left out: {source.url}: {row['id']!r}: {problem}", file=sys.stderr)
         if not problem and row["clip"] in known:
             kept.append(i)
     if not kept:
-        raise DataError(f"{source.url}: not one clip has audio that can be decoded")
+        first = f"; at first: {problems[0]}" if problems else ""
+        raise DataError(f"{source.url}: not one clip has audio that can be decoded{first}")
     audio = torch.stack([known[rows[i]["clip"]] for i in kept])
     text = known["text"][kept] if "text" in known else None
     return Encoded([rows[i] for i in kept], audio, text)

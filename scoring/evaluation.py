@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ import torch
 
 from clap import check_encoder, load_clap
 from data import Source
-from disk import DataError, read_json, sha256
+from disk import DataError, fingerprint, read_json, sha256
 from distributed import Ranks
 from mats import MATS, read_config
 from scoring.encoders import text_encoder
@@ -77,14 +78,16 @@ class Evaluation:
             fits = False
         if not fits:
             raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
-        self.config, self.probe = read_config(self.ckpt, needs=("clap",))
+        self.config, self.trained_with = read_config(self.ckpt, needs=("clap",))
         self.clap_name = self.config.clap
         self.names, self.sources, self.labels = self.find_benchmarks(), {}, {}
         for name in list(self.names):
             with self.tolerating(name):
                 self.sources[name] = Source(self.shards / name)
                 self.labels[name] = self.read_labels(name)
-        model = digest([sha256(path) for path in files(self.ckpt)])
+        llm = self.config.llm
+        parts = [sha256(path) for path in files(self.ckpt)]
+        model = digest([*parts, fingerprint(llm)] if os.path.isdir(llm) else parts)
         self.made = MadeWith(model, self.crop, self.tags, keywords(self.decoding))
 
     @contextmanager
@@ -106,7 +109,9 @@ class Evaluation:
 
     def find_benchmarks(self) -> list[str]:
         found = [name for name in BENCHMARKS if (self.shards / name / "index.json").exists()]
-        names = found if self.bench == "all" else self.bench.split(",")
+        if not self.shards.is_dir():
+            raise DataError(f"there is no folder {self.shards} (--shards)")
+        names = found if self.bench == "all" else self.bench.replace(" ", "").split(",")
         missing = sorted(set(names) - set(found))
         if not found or missing:
             raise DataError(
@@ -154,7 +159,7 @@ class Evaluation:
         clap = load_clap(self.clap_name)
         if isinstance(clap, torch.nn.Module):
             clap.to(self.ranks.device)
-        check_encoder(self.probe, self.config.dim, clap, self.clap_name)
+        check_encoder(self.trained_with["probe"], self.config.dim, clap, self.clap_name)
         return clap
 
     @cached_property

@@ -29,6 +29,7 @@ from data import check, is_list, normal
 from disk import DataError
 from scoring import captions as coco
 from scoring.matching import (
+    classes_in,
     one_class,
     ranked_classes,
     references,
@@ -299,8 +300,8 @@ GUESSES = {
 }
 
 
-def unfit(benchmark: str, row: dict) -> str:
-    """Why a row cannot be asked or scored; empty where it can."""
+def unfit(benchmark: str, row: dict, labels: list[str] | None = None) -> str:
+    """Why a row cannot be asked or scored; empty where it can. labels: of its classes."""
     try:
         check(row)
     except DataError as error:
@@ -316,6 +317,8 @@ def unfit(benchmark: str, row: dict) -> str:
         return ""
     if not references(row)[0]:
         return "its answer is empty"
+    if labels and BENCHMARKS[benchmark].classes and not classes_in(row, labels).any():
+        return f"its answer, {references(row)[0]!r:.80}, is none of the classes in labels.json"
     if metrics is multiple_choice and normal(references(row)[0]) not in map(normal, row["choices"]):
         return f"its answer, {row['answer']!r}, is none of its choices"
     return ""

@@ -33,6 +33,7 @@ from disk import (
     visible_problem,
     write_atomic,
 )
+from distributed import find_device
 from shards.build import for_each
 from shards.writer import command_line, encode_json, npy_bytes, write_index
 
@@ -73,7 +74,7 @@ def embed(
                 else:
                     vectors = audio_vectors(clap, samples, url, broken)
                 copy_shard(url, path, vectors)
-            n = sum(1 for _ in read_shard(str(path), broken=broken))
+            n = sum(1 for _ in read_shard(str(path)))
             shards.append({"file": path.name, "n": n, "sha256": sha256(path)})
             bar.update(shard["n"])
     if not any(shard["n"] for shard in shards):
@@ -206,7 +207,7 @@ def copy_shard(src: str, dst: Path, vectors: dict[str, np.ndarray]):
     with replacing(dst) as part, open(part, "wb") as file, wds.TarWriter(file, **how) as tar:
         for parts in read_tar(src, lambda problem: True):  # `usable` has named them
             key = parts["__key__"]
-            if key in vectors:
+            if key in vectors and "json" in parts:
                 members = {k: v for k, v in parts.items() if not k.startswith("__")}
                 tar.write({"__key__": key, **members, "npy": npy_bytes(vectors[key])})
 
@@ -323,9 +324,10 @@ def main(argv: list[str] | None = None):
     option("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     sources, broken = sources_of(args.src.rstrip("/"), args.dst), []
+    device = find_device(args.device)
     clap = load_clap(args.clap)
     if isinstance(clap, torch.nn.Module):
-        clap.to(args.device)
+        clap.to(device)
 
     def work(name):
         broken.extend(embed(*sources[name], clap, args.clap, args.side))

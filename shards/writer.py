@@ -55,6 +55,9 @@ class ShardWriter:
         key=None,
     ):
         self.dir, self.per_shard, self.key = Path(directory), per_shard, key
+        for name, value in (("licences", licences), ("vectors", vectors), ("key", key)):
+            if not is_json(value) or (name != "key" and not isinstance(value, dict | None)):
+                raise DataError(f"{self.dir}: {name} is {value!r:.80}, no dict that JSON holds")
         if (self.dir / "index.json").exists():
             raise DataError(
                 f"{self.dir} already holds a finished set of shards; "
@@ -116,10 +119,10 @@ class ShardWriter:
                 row = np.asarray(vector, dtype=np.float16)
         except (TypeError, ValueError) as e:
             raise DataError(f"sample {sample['id']!r}: its vector holds no numbers ({e})") from e
-        if row.ndim != 1 or not row.size or not np.isfinite(row).all():
+        if row.ndim != 1 or not row.any() or not np.isfinite(row).all():
             raise DataError(
                 f"sample {sample['id']!r}: its vector, of shape {row.shape}, "
-                "is no finite row of float16"
+                "is no finite row of float16 that has a direction"
             )
         self.dim = self.dim or row.size
         if row.size != self.dim:
@@ -244,6 +247,8 @@ def is_json(value) -> bool:
 
 def checked_audio(audio: tuple[str, bytes], sample: dict) -> tuple[str, bytes]:
     """(extension, bytes) as the reader finds them. Raises DataError where it would not."""
+    if not isinstance(audio, tuple | list) or len(audio) != 2:
+        raise DataError(f"sample {sample['id']!r}: audio must be (extension, bytes of a file)")
     extension, data = audio
     extension = str(extension).lower().removeprefix(".")
     if extension not in AUDIO:

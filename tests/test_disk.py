@@ -93,7 +93,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_librarys_error_is_one_line():
-    said = r"^gpt3: first \(ValueError\); name another$"
+    said = r"^gpt3: first second \(ValueError\); name another$"
     with pytest.raises(DataError, match=said), reading("gpt3", "name another"):
         raise ValueError("\nfirst\nsecond")
     with pytest.raises(DataError, match="^as it is$"), reading("x", "y"):

@@ -152,6 +152,23 @@ def test_clips_without_a_vector_are_named(tmp_path):
     assert ["clip 1" in broken[1], "clip 2" in broken[2], "clip 3" in broken[0]] == [True] * 3
 
 
+def test_members_of_one_key_that_lie_apart_are_named_once(tmp_path):
+    """First all texts, then all sounds: no sample has both."""
+    (tmp_path / "src").mkdir()
+    samples = list(make_samples(3))
+    with tarfile.open(tmp_path / "src/0.tar", "w") as tar:
+        for kind, content in (("json", None), ("wav", b"RIFF")):
+            for i, sample in enumerate(samples):
+                data = content or json.dumps(sample).encode()
+                info = tarfile.TarInfo(f"{i}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert len(embedding.index(tmp_path / "src")) == 3
+    broken = run(tmp_path / "src", tmp_path / "dst", Letters())
+    assert sum("no json" in line for line in broken) == 3 and "dst" not in " ".join(broken)
+    assert len(texts_of(tmp_path / "dst")) == 3
+
+
 def test_a_result_of_nothing_is_a_failure_and_blocks_nothing(tmp_path):
     src = with_texts(tmp_path / "src", "a!", "b?", None)
     with pytest.raises(DataError, match="not one sample got a vector; at first: .*clip 2"):

@@ -324,6 +324,9 @@ def test_what_is_not_there_is_a_message(project, tmp_path):
     config |= {k: str(project / k) for k in ("llm", "clap")}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     argv[1] = str(tmp_path / "model")
+    with pytest.raises(DataError, match="santa.safetensors is missing: copy the whole folder"):
+        evaluation.main(argv)
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"memory": False}))
     evaluation.main(argv)  # without a memory: the raw audio alone
     assert list(results_of(tmp_path / "out")["columns"]) == ["none"]
     with pytest.raises(DataError, match="has no memory"):
@@ -513,9 +516,11 @@ def test_texts_stay_beside_their_clips_where_one_is_left_out(monkeypatch):
     )
     rows = [{"clip": f"c{i}", "id": str(i)} for i in range(3)]
     monkeypatch.setattr(encoding, "stored_vectors", lambda path: (clips | {"text": text}, rows))
-    monkeypatch.setattr(encoding, "unfit", lambda name, row: "")
+    monkeypatch.setattr(encoding, "unfit", lambda *_: "")
     keys, ranks = {"a": "key"}, Ranks(0, 1, None)
-    stub = SimpleNamespace(vector_folder=Path(), vector_keys=keys, sources={"a": None}, ranks=ranks)
+    stub = SimpleNamespace(
+        labels={}, vector_folder=Path(), vector_keys=keys, sources={"a": None}, ranks=ranks
+    )
     found = encoding.encoded(stub, "a")
     assert found.rows == [rows[0], rows[2]] and found.audio[:, 0].tolist() == [0, 2]
     assert torch.equal(found.text, text[[0, 2]])
@@ -553,7 +558,7 @@ def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, mo
         evaluation.main(argv(project, tmp_path, "--columns", "shift,none"))
     reasons = (
         "open: .*not one clip has audio",
-        "sound: the answer of .* is not in labels.json",
+        "sound: .*not one clip .*'dog', is none of the classes in labels.json",
         "music: .*names a class twice",
         "caption: a shard is damaged: .*tar",
     )

@@ -22,7 +22,8 @@ def test_a_csv_and_shards_give_the_same(tmp_path, tokenizer, monkeypatch, capsys
         for i, sample in enumerate(make_samples(8)):
             (tmp_path / f"{i}.flac").write_bytes(flac(i))
             writer.write(sample, audio=("flac", flac(i)))
-    lines = ["file,text", *(f'{i}.flac,"{text}"' for i, text in enumerate(texts)), "no.wav,x", ""]
+    lines = ["file,text", *(f'{i}.flac,"{text}"' for i, text in enumerate(texts)), "no.wav,x"]
+    lines += ["0.flac, ", ""]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     said = []
     for pairs in ("pairs.csv", "s"):
@@ -30,8 +31,14 @@ def test_a_csv_and_shards_give_the_same(tmp_path, tokenizer, monkeypatch, capsys
         monkeypatch.setattr(sys, "argv", argv)
         gap.main()
         said.append(capsys.readouterr().out)
-    named, _, rest = said[0].partition("\n")
-    assert named.startswith("left out: no.wav") and rest == said[1]
+    named, empty, rest = said[0].split("\n", 2)
+    assert "line 11: has no text" in empty
+    assert (
+        named.startswith("left out: ")
+        and "line 10: " in named
+        and "no.wav" in named
+        and rest == said[1]
+    )
     text = clap.encode_text(texts)
     audio = torch.stack([encode_file(clap, flac(i)) for i in range(8)])
     cosine = (text * audio).sum(1).mean()
@@ -43,7 +50,7 @@ def test_too_few_pairs_and_another_csv_are_named(tmp_path):
     with pytest.raises(DataError, match="0 pairs"):
         gap.encode(iter([]), None, 1)
     (tmp_path / "a.csv").write_text("path;caption\na.wav;x\n")
-    with pytest.raises(DataError, match="a.csv.*file,text"):
+    with pytest.raises(DataError, match="a.csv, line 1: no column 'file'"):
         list(gap.pairs_of(tmp_path / "a.csv"))
 
 

@@ -464,6 +464,30 @@ def test_a_damaged_checkpoint_is_named(tokenizer, tmp_path, name, damage, said):
     MATS.from_pretrained(folder, llm, tokenizer)
 
 
+def test_a_mapper_of_nan_is_refused(tokenizer, tmp_path):
+    model = build(tokenizer, llm=str(tmp_path))
+    with torch.no_grad():
+        model.mapper.queries[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="mapper.safetensors: queries holds NaN"):
+        MATS.from_pretrained(tmp_path / "model", gpt2(len(tokenizer)), tokenizer)
+
+
+def test_another_language_model_in_its_place_is_refused(tokenizer, tmp_path):
+    llm = gpt2(len(tokenizer))
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    build(tokenizer, llm=str(tmp_path / "llm")).save_pretrained(tmp_path / "model")
+    MATS.from_pretrained(tmp_path / "model")
+    (tmp_path / "llm" / "README.md").write_text("notes")  # makes no other model
+    MATS.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        llm.transformer.h[0].attn.c_attn.bias += 1
+    llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(DataError, match="llm is not the language model .* trained with"):
+        MATS.from_pretrained(tmp_path / "model")
+
+
 def test_the_probe_goes_with_the_model(tokenizer, tmp_path):
     model = build(tokenizer, llm=str(tmp_path))
     model.probe = [0.25, -0.5]

@@ -34,7 +34,7 @@ def without_memory(project, tmp_path):
     shutil.copytree(project / "run/model", tmp_path / "model")
     (tmp_path / "model/santa.safetensors").unlink()
     config = json.loads((tmp_path / "model/config.json").read_text())
-    config |= {key: str(project / key) for key in ("llm", "clap")}
+    config |= {key: str(project / key) for key in ("llm", "clap")} | {"memory": False}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     return tmp_path / "model"
 
@@ -166,6 +166,12 @@ def test_another_encoder_than_in_training_is_refused(project):
         clap_module.check_encoder([value + 0.1 for value in own], 16, clap, "it")
     with pytest.raises(DataError, match="vectors of 8 numbers, and those of it have 16"):
         clap_module.check_encoder(own, 8, clap, "it")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(project, device):
+    with pytest.raises(DataError, match=f"--device {device}: .*this machine has cpu"):
+        sample.main(["x.wav", *ckpt_of(project), "--device", device])
 
 
 def test_sample_checks_the_encoder(project, tmp_path, monkeypatch):

@@ -475,6 +475,50 @@ def test_a_damaged_state_is_named(tmp_path, content):
     assert train.resume(tmp_path, {}, fresh=True) is None
 
 
+def test_a_model_without_its_state_is_not_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(DataError, match="no state.pt to resume from.*--fresh"):
+        train.resume(tmp_path, {}, fresh=False)
+    assert train.resume(tmp_path, {}, fresh=True) is None
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
+    with train.lock_folder(tmp_path / "run"), pytest.raises(DataError, match="another run is"):
+        train.lock_folder(tmp_path / "run")
+    train.lock_folder(tmp_path / "run").close()
+
+
+@pytest.mark.parametrize(
+    "bad", ["dtype=half", "llm_dtype=float16", "steps=-5", "steps=0", "workers=-1", "memory=-1"]
+)
+def test_values_that_mean_nothing_are_refused(bad):
+    name, _, value = bad.partition("=")
+    with pytest.raises(SystemExit, match=f"{name}='?{value}'?: expected"):
+        train.main([f"--{bad}", "--build="])
+
+
+def test_a_clap_that_is_a_folder_must_be_there(world, tmp_path, capsys):
+    """A name on the hub that cannot be had is said; the vectors are there, so training goes on."""
+    argv = arguments(world, tmp_path / "run", steps=1, val="", memory=0)
+    gone = str(world / "no" / "clap")
+    with pytest.raises(SystemExit, match="no/clap"):
+        train.main([*argv, f"--clap={gone}"])
+    train.main([*argv, "--clap=someone/clap"])
+    assert "taken for those of someone/clap, which cannot be loaded" in capsys.readouterr().out
+
+
+def test_lines_that_are_none_do_not_stop_a_run(tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st\n[2]\n{"step": 3}\n{"step"')
+    assert train.log.read(tmp_path) == [{"step": 1}, {"step": 3}]
+    said = capsys.readouterr().err
+    assert "line 2" in said and "line 3" in said and "line 4" not in said
+
+
+def test_a_reading_processs_error_is_its_last_line():
+    text = "Caught DataError in worker 0.\nOriginal Traceback ...\ndisk.DataError: a.tar is empty\n"
+    assert train.explain(DataError(text)) == "a.tar is empty"
+
+
 def test_models_and_shards_that_moved_are_the_same_run(world, tmp_path):
     """And the same folder with another weight is another run."""
     cfg = config.load(TrainConfig, arguments(world, tmp_path))

@@ -133,6 +133,8 @@ def sample(**changed):
         (dict(sample=sample(id="clip 7", task="x")), "'clip 7' .*task"),
         (dict(sample=sample(id="clip 7", answer=5)), "'clip 7' .*answer is 5"),
         (dict(sample=["clip 7"]), "a sample is a dict"),
+        (dict(sample=sample(id="clip 7"), vector=np.zeros(4)), "'clip 7'.*has a direction"),
+        (dict(sample=sample(id="clip 7"), audio="x.wav"), "'clip 7'.*extension, bytes"),
     ],
 )
 def test_what_the_reader_would_not_find_is_refused_by_name(tmp_path, bad, said):
@@ -143,6 +145,15 @@ def test_what_the_reader_would_not_find_is_refused_by_name(tmp_path, bad, said):
         shards.write(sample(id="after"), vector=np.ones(4))
     ids = [s["id"] for s in read_source(Source(tmp_path), strict=True)]
     assert ids == [sample()["id"], "after"]  # nothing half-written between them
+
+
+@pytest.mark.parametrize(
+    "bad", [{"licences": "CC0"}, {"key": {"a": {1}}}, {"licences": {("a",): 1}}]
+)
+def test_what_an_index_cannot_hold_is_refused_at_once(tmp_path, bad):
+    with pytest.raises(DataError, match=f"{next(iter(bad))} is .*JSON"):
+        ShardWriter(tmp_path / "s", **bad)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_first_vector_or_the_set_says_the_dimension(tmp_path):
