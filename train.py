@@ -408,12 +408,15 @@ def read(run: Run) -> Iterator[dict]:
 
 
 def lock_folder(out: Path) -> IO:
-    """An open file; while it is open, another call raises DataError, in whatever process."""
+    """An open file; while it is open, a call in another process raises DataError.
+
+    The lock is the process's own: its reading processes, which may outlive a kill, do not hold it.
+    """
     out.mkdir(parents=True, exist_ok=True)
     lock = open(out / "lock", "w")  # noqa: SIM115, closed when the run ends
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         raise DataError(f"another run is writing to {out}: wait for it, or another --out") from None
     except OSError:
         pass  # a file system without locks

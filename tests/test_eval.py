@@ -585,7 +585,7 @@ def test_one_benchmark_that_fails_does_not_stop_the_others(project, tmp_path, mo
     asked = sum(said.asked)
     with pytest.raises(DataError, match="^not scored, unlike the others: music: .*; open: "):
         evaluation.main(argv(project, tmp_path))
-    assert sum(said.asked) == asked + 4  # the captions; `none` of the others is stored
+    assert sum(said.asked) == asked + 4 + 2  # captions and sounds; yesno's `none` is stored
     assert results_of(tmp_path / "out")["n"] == {"sound": 2, "caption": 4, "yesno": 3}
     assert "| sound captions | ROUGE-L | 4 |" in capsys.readouterr().out
 

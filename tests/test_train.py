@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -483,9 +484,24 @@ def test_a_model_without_its_state_is_not_replaced(tmp_path):
 
 
 def test_one_run_at_a_time_writes_to_a_folder(tmp_path):
-    with train.lock_folder(tmp_path / "run"), pytest.raises(DataError, match="another run is"):
-        train.lock_folder(tmp_path / "run")
-    train.lock_folder(tmp_path / "run").close()
+    def other(reply):
+        try:
+            train.lock_folder(tmp_path / "run").close()
+            reply.put("free")
+        except DataError as error:
+            reply.put(str(error))
+
+    def ask():
+        reply = multiprocessing.get_context("fork").Queue()
+        child = multiprocessing.get_context("fork").Process(target=other, args=(reply,))
+        child.start()
+        said = reply.get()
+        child.join()
+        return said
+
+    with train.lock_folder(tmp_path / "run"):
+        assert "another run is writing" in ask()
+    assert ask() == "free"
 
 
 @pytest.mark.parametrize(
