@@ -389,6 +389,10 @@ def read_sample(parts: dict, audio: bool, dim: int | None = None) -> dict:
     return sample
 
 
+class Damage(str):
+    """What is wrong with a whole shard: samples may be missing that nobody can name."""
+
+
 def read_tar(url: str, report: Callable[[str], object]) -> Iterator[dict]:
     """Of each key in a tar its members, {"__key__", extension: bytes}; also of a compressed tar.
 
@@ -406,17 +410,17 @@ def read_tar(url: str, report: Callable[[str], object]) -> Iterator[dict]:
                     tar.members = []  # or it would keep them all
                 while rest := tar.fileobj.read(1 << 16):
                     if rest.strip(b"\0"):
+                        more = "goes on after the end of its archive, and the rest is left out"
                         report(
-                            f"{url}: goes on after the end of its archive, and the rest is left "
-                            "out: a damaged header, or two tars joined by cat?"
+                            Damage(f"{url}: {more}: a damaged header, or two tars joined by cat?")
                         )
                         return
         except DataError:
             raise
         except (tarfile.TarError, OSError, zlib.error, lzma.LZMAError, *DAMAGED) as e:
-            report(f"{url}: {e}")
+            report(Damage(f"{url}: {e}"))
 
-    return group_by_keys(members(), handler=lambda e: report(f"{url}: {e.args[0]}"))
+    return group_by_keys(members(), handler=lambda e: report(Damage(f"{url}: {e.args[0]}")))
 
 
 def is_hidden(name: str) -> bool:
@@ -448,15 +452,17 @@ def read_shard(
             broken.append(problem)
         return True
 
-    found = 0
+    found = usable = 0
     for parts in read_tar(url, report):
         found += 1
         try:
-            yield read_sample(parts, audio, dim)
+            sample = read_sample(parts, audio, dim)
+            usable += 1
+            yield sample
         except DAMAGED as e:
             report(f"{url}, member {parts['__key__']}: {e}")
-    if n is not None and found != n:
-        report(f"{url}: holds {found} samples where index.json says {n}")
+    if n not in (None, found, usable):  # an index made afterwards counts what is usable
+        report(Damage(f"{url}: holds {found} samples where index.json says {n}"))
 
 
 def read_source(source: Source, **kwargs) -> Iterator[dict]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio import load_audio
-from data import Source, read_source
+from data import Damage, Source, read_source
 from disk import DataError, read_json, read_tensors, write_atomic, write_tensors
 from distributed import Ranks, progress
 from distributed.parts import Parts
@@ -169,7 +169,7 @@ def clips_of(source: Source, ranks: Ranks, done: set, rows: list) -> Iterator[Cl
         if mine and clip.digest not in seen:
             seen.add(clip.digest)
             yield clip
-    damaged = [problem for problem in broken if ", member " not in problem]
+    damaged = [problem for problem in broken if isinstance(problem, Damage)]
     if damaged:
         raise DataError(f"a shard is damaged: {damaged[0]}; get it again")
     if ranks.master:

@@ -14,7 +14,7 @@ import soundfile as sf
 import torch
 from conftest import make_samples, write_samples
 
-from data import Source, read_source
+from data import Damage, Source, read_source
 from disk import DataError
 from shards import embed as embedding
 from shards.writer import ShardWriter
@@ -164,6 +164,9 @@ def test_members_of_one_key_that_lie_apart_are_named_once(tmp_path):
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     assert len(embedding.index(tmp_path / "src")) == 3
+    problems = []
+    assert len(list(read_source(Source(tmp_path / "src"), broken=problems))) == 3
+    assert len(problems) == 3 and not any(isinstance(problem, Damage) for problem in problems)
     broken = run(tmp_path / "src", tmp_path / "dst", Letters())
     assert sum("no json" in line for line in broken) == 3 and "dst" not in " ".join(broken)
     assert len(texts_of(tmp_path / "dst")) == 3
