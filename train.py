@@ -620,18 +620,26 @@ def summary(run: Run) -> str:
     )
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it came from."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def explain(error: BaseException) -> str | None:
     """How to go on after an exception, where that is known."""
+    for cause in causes(error):  # raised wherever the process is, and wrapped by what runs there
+        if "DataLoader worker (pid" in str(cause):
+            return (
+                "a reading process died, usually because the machine ran out of memory: lower "
+                f"--workers or --lanes; the same command resumes from the last saved state. {cause}"
+            )
     if isinstance(error, DataError | SystemExit):
         # a reading process's comes as its traceback
         return str(error).strip().rpartition("\n")[2].removeprefix("disk.DataError: ")
     if isinstance(error, OSError) and error.errno:
         return why(error)
-    if "DataLoader worker (pid" in str(error):
-        return (
-            "a reading process died, usually because the machine ran out of memory: lower "
-            f"--workers or --lanes; the same command resumes from the last saved state. {error}"
-        )
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             "out of memory: lower --micro_batch (batch_size, and so the result, stays the same), "

@@ -425,7 +425,10 @@ def test_a_reader_that_dies_is_named(world, tmp_path):
     assert len(readers) == 1
     os.kill(int(readers[0]), signal.SIGKILL)
     assert run.wait() == 1
-    assert re.search(r"a reading process died, .*lower --workers or --lanes.*Killed", run.printed())
+    printed = run.printed()
+    assert re.search(r"a reading process died, .*lower --workers or --lanes.*Killed", printed), (
+        printed
+    )
 
 
 def test_out_of_memory_says_what_to_lower(world, tmp_path, monkeypatch, capsys):
@@ -528,6 +531,18 @@ def test_lines_that_are_none_do_not_stop_a_run(tmp_path, capsys):
     assert train.log.read(tmp_path) == [{"step": 1}, {"step": 3}]
     said = capsys.readouterr().err
     assert "line 2" in said and "line 3" in said and "line 4" not in said
+
+
+def test_a_readers_death_is_told_wherever_it_is_noticed():
+    """torch raises it in the middle of whatever runs: here in a parser that wraps every error."""
+    try:
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        except RuntimeError as error:
+            raise SyntaxError("Killed.") from error
+    except SyntaxError as error:
+        assert "a reading process died" in train.explain(error)
+    assert train.explain(SyntaxError("Killed.")) is None
 
 
 def test_a_reading_processs_error_is_its_last_line():
