@@ -41,7 +41,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from audio import load_audio
-from disk import DataError, read_json, read_tensors, reading, write_atomic, write_tensors
+from disk import DataError, is_path, read_json, read_tensors, reading, write_atomic, write_tensors
 
 # --- the model ---
 
@@ -369,7 +369,7 @@ def check_audio(config, audio):
 
 def find_file(name, file):
     """The path of a file in a folder, or of one downloaded from a hub repository."""
-    if name.startswith((".", "/")) and not Path(name).exists():
+    if is_path(name) and not Path(name).exists():
         raise FileNotFoundError("there is no such folder")
     return Path(name, file) if Path(name).is_dir() else Path(hf_hub_download(name, file))
 

@@ -57,6 +57,8 @@ COLUMNS = ("text", "none", "nearest", "memory", "projection", "shift", "santa") 
 NO_TEXT = "column text needs samples whose text is known, and these have only audio"
 
 
+# 1. encode: scoring/encoding.py
+
 # --- 2. bridge ----------------------------------------------------------------------------------
 
 

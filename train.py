@@ -9,6 +9,7 @@ sample.py read it), log.jsonl and loss.png. Started again, it resumes with exact
 the noise that it would have seen.
 """
 
+import errno
 import fcntl
 import math
 import os
@@ -377,10 +378,10 @@ def compare_vectors(source: Source, clap, name: str) -> bool:
     if not samples:
         return False
     if side == "text":
-        own = clap.encode_text([sample["text"] for sample in samples]).cpu()
+        own = clap.encode_text([sample["text"] for sample in samples]).cpu()  # (n, D)
     else:
         own = torch.stack([encode_file(clap, sample["audio"]).cpu() for sample in samples])
-    theirs = torch.from_numpy(np.stack([sample["vector"] for sample in samples]))
+    theirs = torch.from_numpy(np.stack([sample["vector"] for sample in samples]))  # (n, D)
     if F.cosine_similarity(own.float(), theirs).min() < 0.99:  # half precision leaves 0.9999
         raise DataError(
             f"{source.url} holds vectors of another encoder than {name} is now (it was called "
@@ -418,8 +419,10 @@ def lock_folder(out: Path) -> IO:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise DataError(f"another run is writing to {out}: wait for it, or another --out") from None
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        # a file system without locks
     return lock
 
 

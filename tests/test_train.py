@@ -592,8 +592,10 @@ def test_vectors_of_another_encoder_are_refused(world, tmp_path, tokenizer):
     assert same_encoder(model.probe, probe(small_clap(tokenizer)))
 
 
-def test_validation_lends_each_sample_anothers_vector(world):
-    cfg = config.load(TrainConfig, arguments(world, "nowhere", micro_batch=5))
+def test_validation_lends_each_sample_anothers_vector(world, tmp_path):
+    samples = [s | {"text": f"{s['text']} {i}"} for i, s in enumerate(make_samples(32))]
+    write_samples(tmp_path / "val", samples, clap=load_clap(str(world / "clap")))
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", micro_batch=5, val=tmp_path / "val"))
     sources, _ = train.find_sources(cfg.val)
     batches = train.held_out(cfg, sources, train.build_model(cfg, ALONE.device, None), ALONE)
     own = [text for batch in batches for text in batch["text"]]
@@ -602,8 +604,7 @@ def test_validation_lends_each_sample_anothers_vector(world):
     lent = torch.cat([batch["other"]["z"] for batch in batches])
     assert sorted(own) == sorted(other) and len(own) == 32
     at = {text: i for i, text in enumerate(own)}
-    if len(at) == len(own):
-        assert not any(a == b for a, b in zip(own, other))
+    assert len(at) == 32 and not any(a == b for a, b in zip(own, other))
     for text, z in zip(other, lent):
         torch.testing.assert_close(z, vectors[at[text]])
 
@@ -647,16 +648,12 @@ def test_a_model_that_does_not_listen_is_noticed(world, tmp_path, capsys, monkey
 @pytest.mark.slow
 def test_long_texts_are_named_in_training(world, tmp_path, capsys):
     samples = [s | {"answer": "moo " * 40} if i == 3 else s for i, s in enumerate(make_samples(16))]
-    write_samples(tmp_path / "long", samples, clap=small_clap_of(world))
+    write_samples(tmp_path / "long", samples, clap=load_clap(str(world / "clap")))
     argv = arguments(world, tmp_path / "run", train=tmp_path / "long", val="", steps=2)
     train.main(argv)
     assert "farm -farm.3: its answer" in capsys.readouterr().err.replace("broken: ", "")
     with pytest.raises(SystemExit, match="cut to 16"):
         train.main([*argv, "--fresh", "--strict"])
-
-
-def small_clap_of(world):
-    return load_clap(str(world / "clap"))
 
 
 @pytest.mark.slow
