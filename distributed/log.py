@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from disk import write_atomic
 from distributed import Ranks
+from distributed.parts import readable_lines
 
 CURVES = (  # of the plot: field of the log, title, style
     ("loss", "loss", "-"),
@@ -102,24 +103,11 @@ def peak_of(device: torch.device) -> float | None:
 
 def read(out: Path) -> list[dict]:
     """The lines of log.jsonl. A kill may have cut the last one; others that are none are named."""
-    path, found = out / "log.jsonl", []
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for number, line in enumerate(lines[:-1], 1):
-        entry = entry_of(line)
-        if entry:
-            found.append(entry)
-        else:
-            tqdm.write(f"left out: {path}, line {number} is no line of a log", file=sys.stderr)
-    return found
-
-
-def entry_of(line: bytes) -> dict | None:
-    """A line of the log, or None."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return entry if isinstance(entry, dict) and type(entry.get("step")) is int else None
+    path = out / "log.jsonl"
+    lines, broken = readable_lines(path) if path.exists() else ([], [])
+    for number in broken:
+        tqdm.write(f"left out: {path}, line {number} is no line of a log", file=sys.stderr)
+    return [line for line in lines if type(line.get("step")) is int]
 
 
 def rewrite(out: Path, lines: list[dict]) -> None:
