@@ -8,7 +8,8 @@
    with one worker sees the same micro-batches as eight ranks with four workers each.
 4. `read_shard` streams one shard through WebDataset (a path, `pipe:`, http(s), an object store).
    A broken sample is named, counted and skipped.
-5. `mats.Template` turns samples into tokens, and `collate` into tensors. Both run in the workers.
+5. `language.prompt.Template` turns samples into tokens, and `collate` into tensors. Both run in
+   the workers.
 
 A sample is a dict: text (what the audio contains, or None), instruction, answer (a list where there
 are several references), task, source, id; optionally choices and tag. Beside it in the tar may lie
@@ -475,7 +476,7 @@ def read_source(source: Source, **kwargs) -> Iterator[dict]:
 
 
 def collate(samples: list[dict], tokens: list, pad: int, multiple: int = 8) -> dict:
-    """A batch, from samples and their tokens (mats.Template.encode).
+    """A batch, from samples and their tokens (language.prompt.Template.encode).
 
     ids (B, T) int64, padded on the right to a multiple; answer (N,) int64, the indices into
     ids.view(-1) of the answers' tokens and end tokens; z (B, D) where all samples have a vector;

@@ -1,8 +1,7 @@
 """MATS: a CLAP vector and an instruction in, an answer out (Wang et al., ICML 2025, 3.1-3.2).
 
-    Template   an instruction -> tokens, with a place for the prefix
-    Mapper     CLAP vector (B, D) -> 40 soft tokens (B, 40, D_llm)
-    MATS       Mapper + a frozen causal language model with LoRA
+    Mapper   CLAP vector (B, D) -> 40 soft tokens (B, 40, D_llm)
+    MATS     Mapper + a prompt + a frozen causal language model with LoRA (language/)
 
 While training the vector is a text's, with noise (Eq. 1-2). At inference it is an audio clip's,
 after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
@@ -11,7 +10,6 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
-import re
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -30,19 +28,20 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
 
 from disk import (
     DataError,
     fingerprint,
     is_path,
     libraries_write,
+    read_finite,
     read_json,
-    read_tensors,
     reading,
     write_atomic,
     write_tensors,
 )
+from language.model import LanguageConfig, add_lora, freeze, load_lora
+from language.prompt import Template
 from santa import Santa
 
 # SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
@@ -52,153 +51,14 @@ AttentionInterface.register("causal", sdpa_attention_forward)
 
 
 @dataclass
-class MATSConfig:
-    llm: str = "gpt2"  # any causal LM of transformers, by name or folder; frozen
-    llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16
+class MATSConfig(LanguageConfig):
     clap: str = "microsoft/msclap"  # whose space the vectors are in (clap.load_clap)
     dim: int = 1024  # of that space
-    template: str = "{audio}{instruction}"  # the prompt (mats.Template)
-    max_answer: int = 150  # longer answers are cut, in tokens
     prefix: int = 40  # soft tokens that the LLM sees
     tokens: int = 40  # tokens that the vector is spread over before the transformer
     width: int = 1024  # of the mapper
     layers: int = 8  # of the mapper
     heads: int = 8  # of the mapper
-    lora_rank: int = 8  # section 4.1
-    lora_alpha: int = 32  # the paper's "scaling factor 4" is lora_alpha / lora_rank
-    lora_dropout: float = 0.1  # section 4.1
-    lora_targets: str = ""  # comma-joined module names; empty: PEFT's default for the LLM
-
-
-class Template:
-    """Tokens around the prefix.
-
-    `{audio}` is the place of the prefix, `{instruction}` of the instruction, `{tag}` of the
-    sample's tag (the released code has one for each data set); it vanishes where there is none.
-
-        "{audio}{instruction}"                                                   GPT-2, as in Eq. 1
-        "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"        Vicuna, as released
-
-    The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text
-    token. `head` holds the tokens before the prefix. Control tokens of the template count; those in
-    an instruction, a tag or an answer are plain text. Raises DataError on a template without its
-    places, and on a tokenizer without an end-of-text token.
-    """
-
-    def __init__(self, template: str, tokenizer, max_answer=150, max_prompt=512):
-        if template.count("{audio}") != 1 or "{instruction}" not in template:
-            raise DataError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
-        self.before, self.after = template.split("{audio}")
-        if "{instruction}" in self.before:
-            raise DataError(
-                f"template {template!r}: the text before {{audio}} is the same for all samples, "
-                "so {instruction} must come after it"
-            )
-        if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no end-of-text token: an answer could never end")
-        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
-        self.head = self.ids([self.before], control=True)[0]
-        control = "|".join(map(re.escape, tokenizer.all_special_tokens))
-        self.pieces = re.split(f"({control})", self.after)  # text, control token, text, ...
-        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
-            self.head = [tokenizer.bos_token_id, *self.head]
-        # SentencePiece adds this space by itself; byte-level BPE does not.
-        self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
-
-    def ids(self, texts: list[str], control=False) -> list[list[int]]:
-        """Token ids of each text. Equal ones are tokenised once: labels and instructions repeat.
-
-        control: whether control tokens written in a text are meant as such.
-        """
-        if not texts:
-            return []
-        distinct = list(dict.fromkeys(texts))
-        encoded = self.tokenizer(
-            distinct,
-            add_special_tokens=False,
-            split_special_tokens=not control,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
-        known = dict(zip(distinct, encoded["input_ids"]))
-        return [known[text] for text in texts]
-
-    def filled(self, instructions: list[str], tags: list[str]) -> list[list[int]]:
-        """Token ids of the template after the prefix, with each instruction and tag in its place.
-
-        The tokenizer itself cuts a text at its control tokens. Here that is done before instruction
-        and tag, which may hold one, take their places.
-        """
-        rows = [[] for _ in instructions]
-        for i, piece in enumerate(self.pieces):
-            if i % 2:  # a control token
-                parts = self.ids([piece], control=True) * len(rows)
-            else:
-                parts = self.ids([fill(piece, *words) for words in zip(instructions, tags)])
-            for row, part in zip(rows, parts):
-                row += part
-        return rows
-
-    def prompts(
-        self, instructions: list[str], tags: list[str] | None = None, longer: dict | None = None
-    ) -> list[list[int]]:
-        """Token ids after the prefix, one list per instruction.
-
-        Raises DataError, which names the row, where one exceeds max_prompt. Given `longer`, such an
-        instruction is shortened instead, never the template, and `longer` gets {row: tokens}.
-        """
-        tags = tags or [""] * len(instructions)
-        rows = self.filled(instructions, tags)
-        for i, row in enumerate(rows):
-            if len(row) <= self.max_prompt:
-                continue
-            if longer is None:
-                raise DataError(
-                    f"instruction {i}, {instructions[i][:40]!r}..., makes a prompt of {len(row):,} "
-                    f"tokens, and {self.max_prompt} is the limit: shorten it"
-                )
-            longer[i], text = len(row), instructions[i]
-            while text and len(rows[i]) > self.max_prompt:
-                text = text[: len(text) * self.max_prompt // (len(rows[i]) + 1)]
-                rows[i] = self.filled([text], [tags[i]])[0]
-        return rows
-
-    def encode(
-        self, samples: list[dict], problems: list | None = None
-    ) -> list[tuple[list[int], int]]:
-        """Of each sample: head + prompt + answer + end, and the number of tokens before the answer.
-
-        The prefix goes after `head`. Of several references the first is the answer. Instructions
-        and answers that had to be cut are named in the list `problems`.
-        """
-        tags, longer = [sample.get("tag") or "" for sample in samples], {}
-        prompts = self.prompts([sample["instruction"] for sample in samples], tags, longer)
-        answers = [sample["answer"] for sample in samples]
-        answers = [answer[0] if isinstance(answer, list) else answer for answer in answers]
-        answers = self.ids([self.space + answer.strip() for answer in answers])
-        if problems is not None:
-            limits = (("prompt", self.max_prompt, longer), ("answer", self.max_answer, None))
-            for what, limit, found in limits:
-                if found is None:
-                    found = {i: len(a) for i, a in enumerate(answers) if len(a) > limit}
-                problems += [
-                    f"{samples[i]['source']} {samples[i]['id']}: its {what} of {n:,} tokens was "
-                    f"cut to {limit}"
-                    for i, n in found.items()
-                ]
-        end = [self.tokenizer.eos_token_id]
-        return [
-            (self.head + prompt + answer[: self.max_answer] + end, len(self.head) + len(prompt))
-            for prompt, answer in zip(prompts, answers)
-        ]
-
-
-def fill(template: str, instruction: str, tag: str) -> str:
-    if not tag:
-        template = template.replace("{tag} ", "")
-    parts = re.split(r"(\{tag\}|\{instruction\})", template)
-    words = {"{tag}": tag, "{instruction}": instruction}
-    return "".join(words.get(part, part) for part in parts)
 
 
 class Block(nn.Module):
@@ -255,45 +115,6 @@ class Mapper(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x)
         return self.proj(self.blocks[-1](x, last=self.prefix))  # (B, prefix, dim_out)
-
-
-def freeze(llm: nn.Module, config: MATSConfig) -> nn.Module:
-    """The LLM without gradients and without dropout, in config.llm_dtype.
-
-    Raises DataError where its logits are not its output embedding of the last hidden state.
-    """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(llm.config, name, None) not in (None, 1, 1.0):
-            raise DataError(
-                f"{config.llm}: logits with {name} are not supported, "
-                "since the loss reads the output embedding directly"
-            )
-    for module in llm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False)
-
-
-def add_lora(llm: nn.Module, config: MATSConfig) -> nn.Module:
-    """Raises DataError where lora_targets are missing, or name no layer of the LLM."""
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_targets.split(",") if config.lora_targets else None,
-        fan_in_fan_out=llm.config.model_type == "gpt2",
-    )
-    linear = {
-        name.split(".")[-1]
-        for name, module in llm.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
-    with reading(
-        f"LoRA on {config.llm}",
-        f"name its layers: --lora_targets=NAME,NAME ({', '.join(sorted(linear))})",
-    ):
-        return get_peft_model(llm, lora)
 
 
 class MATS(nn.Module):
@@ -594,23 +415,6 @@ def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
             "on the hub"
         )
     return name
-
-
-def read_finite(path) -> dict[str, Tensor]:
-    """The tensors of a file. Raises DataError where a number is NaN or infinite."""
-    tensors = read_tensors(path)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise DataError(f"{path}: {name} holds NaN or infinity: damaged, or of a failed run")
-    return tensors
-
-
-def load_lora(llm: nn.Module, folder: str) -> nn.Module:
-    """Raises DataError, naming the file, where the adapter cannot be read or does not fit."""
-    read_json(f"{folder}/adapter_config.json")
-    read_finite(f"{folder}/adapter_model.safetensors")
-    with reading(folder, "is it the adapter of another language model?"):
-        return PeftModel.from_pretrained(llm, folder, is_trainable=True)
 
 
 def our_name(released: str) -> str:

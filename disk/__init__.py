@@ -82,6 +82,15 @@ def read_tensors(path, device="cpu") -> dict:
         raise DataError(f"{path} {seems(path)}; it should hold tensors ({error})") from error
 
 
+def read_finite(path) -> dict:
+    """{name: tensor} of a safetensors file. Raises DataError where a number is NaN or infinite."""
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} holds NaN or infinity: damaged, or of a failed run")
+    return tensors
+
+
 @contextmanager
 def reading(what: str, advice: str) -> Iterator[None]:
     """Turns the errors of a library that loads `what` into a DataError that ends with `advice`.

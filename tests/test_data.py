@@ -13,7 +13,7 @@ from conftest import make_samples, write_samples
 import data
 from data import Batches, Plan, Source, Visit, find_sources, loader, read_shard
 from disk import DataError
-from mats import Template
+from language.prompt import Template
 from shards.writer import ShardWriter
 
 

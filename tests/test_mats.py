@@ -17,7 +17,8 @@ from data import collate
 from disk import DataError
 from experiments.bench.clock import Machine
 from experiments.bench.samples import fake, sized
-from mats import MATS, Mapper, MATSConfig, Template
+from language.prompt import Template
+from mats import MATS, Mapper, MATSConfig
 from santa import Santa, add_noise
 
 SMALL = dict(dim=16, width=32, prefix=6, tokens=4, layers=2, heads=4, max_answer=12)

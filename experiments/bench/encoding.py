@@ -13,7 +13,7 @@ from data import Batches, Plan, Source, collate, loader
 from experiments.bench import oracle
 from experiments.bench.clock import Machine, Timing, clock, rate
 from experiments.bench.samples import captions, make_tokenizer, mixture, sized_clap, write_shards
-from mats import Template
+from language.prompt import Template
 
 
 def reading(machine: Machine) -> dict:

@@ -30,7 +30,8 @@ from disk import command, sha256
 from experiments.stress import mutate
 from experiments.stress.forks import run_module
 from experiments.stress.world import FORMATS, RATE, commands
-from mats import MATS, Template
+from language.prompt import Template
+from mats import MATS
 from shards import audiotia
 from shards.files import Root
 

@@ -1,0 +1,1 @@
+"""The language model: its prompt (prompt.py), and how it is loaded and trained (model.py)."""
