@@ -10,6 +10,7 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
+import tempfile
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,14 +33,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from disk import (
     DataError,
     fingerprint,
+    is_code,
     is_path,
     libraries_write,
     read_finite,
     read_json,
     reading,
+    sha256,
+    share,
     write_atomic,
     write_tensors,
 )
+from hub import REQUIRED, find_model
+from hub.push import push
 from language.model import LanguageConfig, add_lora, freeze, load_lora
 from language.prompt import Template
 from santa import Santa
@@ -122,24 +128,30 @@ class MATS(nn.Module):
 
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
     weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
-    encoder of its vectors makes of a few texts (clap.probe), or None. Raises DataError on a
-    template, tokenizer or LLM that cannot be used.
+    encoder of its vectors makes of a few texts (clap.probe), or None. `history` is what train.py
+    says of the run, for the model's card (hub/card.py), or None. Raises DataError on a template,
+    tokenizer or LLM that cannot be used.
     """
 
     def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):
         super().__init__()
         self.config, self.santa, self.probe = config, None, None
+        self.history, self.folder = None, None  # folder: where it was read from
         missing = (
             "a language model is the name of one of transformers, which is downloaded once, or a "
             "folder (--llm, or `llm` in the model's config.json)"
         )
         with reading(f"language model {config.llm!r}", missing):
-            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
+            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(
+                config.llm, trust_remote_code=False
+            )
         self.template = Template(config.template, self.tokenizer, config.max_answer)
         if llm is None:
             dtype = getattr(torch, config.llm_dtype)
             with reading(f"language model {config.llm!r}", missing):
-                llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
+                llm = AutoModelForCausalLM.from_pretrained(
+                    config.llm, dtype=dtype, trust_remote_code=False
+                )
         llm = freeze(llm, config)
         with warnings.catch_warnings():  # peft asks transformers (5.23) in a deprecated way
             warnings.simplefilter("ignore", FutureWarning)
@@ -276,6 +288,8 @@ class MATS(nn.Module):
     def save_pretrained(self, directory) -> None:
         """Writes config.json, mapper.safetensors, lora/ (peft can load it), and Santa's memory.
 
+        And training.json, where the model knows its run.
+
         The frozen LLM and CLAP are not saved but named. A local folder is named by its path from
         `directory`, so that both can move together.
         """
@@ -300,21 +314,27 @@ class MATS(nn.Module):
         peft_config.base_model_name_or_path = config["llm"]
         with libraries_write():
             self.llm.save_pretrained(directory / "lora", save_embedding_layers=False)
+        share(directory / "lora" / "adapter_model.safetensors")
         peft_config.base_model_name_or_path = loaded_from
         if self.santa is not None:
             self.santa.save(directory / "santa.safetensors")
+        if self.history is not None:
+            write_atomic(directory / "training.json", json.dumps(self.history, indent=1).encode())
 
     @classmethod
     def from_pretrained(cls, directory, llm=None, tokenizer=None) -> "MATS":
         """A model as save_pretrained wrote it, in eval mode.
 
-        Raises DataError, naming the file, where one is missing or damaged, and naming the folder
-        where the LLM has gone.
+        directory: its folder, or its name on the hub, user/name or user/name@revision. Raises
+        DataError, naming the file, where one is missing or damaged, and naming the folder where the
+        LLM has gone.
         """
-        directory = Path(directory)
+        directory = find_model(directory)
         config, made = read_config(directory, needs=("llm",) if llm is None else ())
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
-        model.probe = made["probe"]
+        model.probe, model.folder = made["probe"], directory
+        if (directory / "training.json").exists():
+            model.history = read_json(directory / "training.json")
         mapper = read_finite(directory / "mapper.safetensors")
         fit = "it does not fit the sizes in config.json: are both of the same model?"
         with reading(str(directory / "mapper.safetensors"), fit):
@@ -322,6 +342,28 @@ class MATS(nn.Module):
         if (directory / "santa.safetensors").exists():
             model.santa = Santa.load(directory / "santa.safetensors")
         return model.eval()
+
+    def push_to_hub(
+        self,
+        name: str,
+        private: bool = False,
+        branch: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Push a model of MATS",
+    ) -> str:
+        """The model's page on the hub, once it is there with its card, as hub.push does it.
+
+        The card tells the scores where the model is still as it was read. Raises DataError.
+        """
+        with tempfile.TemporaryDirectory() as saved:
+            self.save_pretrained(saved)
+            same = self.folder and all(
+                sha256(self.folder / file) == sha256(Path(saved, file))
+                for file in REQUIRED
+                if file.endswith(".safetensors")
+            )
+            run = self.folder if same else None
+            return push(saved, name, private, branch, token, commit_message, run)
 
     def import_official(self, path) -> None:
         """Fills mapper and LoRA from the released checkpoint (`LBanBan/MATS`).
@@ -362,12 +404,14 @@ class MATS(nn.Module):
             )
 
 
-def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dict]:
+def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple[MATSConfig, dict]:
     """The config of a saved model, folders as they are seen from here; and what it was made with.
 
     That is {"probe", "llm_hash", "memory"}, each None in an older model. needs: fields whose
-    folders must be there. Raises DataError where one is not, or holds another language model, or a
-    file is missing or damaged.
+    folders must be there. clap: instead of the one in the config, as whoever runs the model says.
+    Raises DataError where one is not, or holds another language model, or a file is missing or
+    damaged; and where a CLAP is needed and the config's is module:factory: a model never makes us
+    import code.
     """
     require_files(directory)
     path = directory / "config.json"
@@ -381,7 +425,15 @@ def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dic
         if type(getattr(config, f.name)) is not type(f.default):
             raise DataError(f"{path}: {f.name} is {values[f.name]!r}, expected {f.type.__name__}")
     for key in ("llm", "clap"):
-        setattr(config, key, place_of(directory, key, getattr(config, key), key in needs))
+        needed = key in needs and not (key == "clap" and clap)
+        setattr(config, key, place_of(directory, key, getattr(config, key), needed))
+    if clap:
+        config.clap = clap
+    elif "clap" in needs and is_code(config.clap):
+        raise DataError(
+            f"{path}: the field clap names {config.clap}, which is code, and a model does not say "
+            f"which code runs here: if you have it and trust it, --clap {config.clap}"
+        )
     known, llm = made["llm_hash"], config.llm
     if "llm" in needs and known and os.path.isdir(llm) and fingerprint(llm) != known:
         raise DataError(
@@ -393,11 +445,14 @@ def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dic
 
 def require_files(directory: Path) -> None:
     """Raises DataError where one of a saved model's files is missing."""
-    for name in ("config.json", "mapper.safetensors", "lora"):
-        if not (directory / name).exists():
-            inside = directory / "model"
-            hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
-            raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
+    for name in REQUIRED:
+        file, inside = directory / name, directory / "model"
+        if file.exists():
+            continue
+        hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
+        if file.with_suffix(".bin").exists():
+            hint = f"{file.with_suffix('.bin').name} is a pickle, which may hold code: never read"
+        raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
 
 
 def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
@@ -407,6 +462,10 @@ def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
     """
     local = os.path.normpath(directory / name)
     if os.path.exists(local):
+        inside = Path(local).is_relative_to(os.path.normpath(directory)) and os.path.isdir(local)
+        kinds = ("model.safetensors", "model.safetensors.index.json")
+        if inside and not any(os.path.exists(f"{local}/{kind}") for kind in kinds):
+            raise DataError(f"{local} lacks {kinds[0]}: of a model only safetensors are read")
         return local
     if needed and is_path(name):
         raise DataError(

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -488,6 +489,7 @@ def save(run: "Run", step: int) -> None:
     out, model = run.out, run.model
     state = {"step": step, "identity": run.identity, "optimizer": run.optimizer.state_dict()}
     state["model"] = {name: p.detach() for name, p in model.trainable().items()}
+    model.history = description(run, step)
     with replacing(out / "state.pt") as path, libraries_write():
         torch.save(state, path)
     part, old = out / "model.part", out / "model.old"
@@ -496,6 +498,8 @@ def save(run: "Run", step: int) -> None:
     try:
         model.save_pretrained(part)
         (part / "step.json").write_text(str(step))  # tells whether the model is as new as the state
+        if (out / "model" / "README.md").exists():  # its user's
+            shutil.copy(out / "model" / "README.md", part)
     except OSError:  # a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -504,6 +508,28 @@ def save(run: "Run", step: int) -> None:
     os.rename(part, out / "model")
     shutil.rmtree(old, ignore_errors=True)
     log.plot(out)
+
+
+def description(run: Run, step: int) -> dict:
+    """What the model's card says of its training (hub/card.py): no place on this machine."""
+    left = {f.name for cls in (MachineConfig, MATSConfig) for f in fields(cls)}
+    left |= {"train", "mixture"}  # `sources` tells them
+    total = sum(run.weights)
+    return {
+        "step": step,
+        "config": {name: value for name, value in asdict(run.cfg).items() if name not in left},
+        "sources": [
+            {
+                "name": source.name.rpartition("/")[2],
+                "samples": len(source),
+                "share": weight / total,
+                "licences": source.index.get("licences", {}),
+                "hash": source.index["hash"],
+            }
+            for source, weight in zip(run.sources, run.weights)
+        ],
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+    }
 
 
 # --- the loop -----------------------------------------------------------------------------------
