@@ -424,16 +424,13 @@ def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple
     for f in fields(MATSConfig):
         if type(getattr(config, f.name)) is not type(f.default):
             raise DataError(f"{path}: {f.name} is {values[f.name]!r}, expected {f.type.__name__}")
-    for key in ("llm", "clap"):
-        needed = key in needs and not (key == "clap" and clap)
-        setattr(config, key, place_of(directory, key, getattr(config, key), needed))
     if clap:
-        config.clap = clap
-    elif "clap" in needs and is_code(config.clap):
-        raise DataError(
-            f"{path}: the field clap names {config.clap}, which is code, and a model does not say "
-            f"which code runs here: if you have it and trust it, --clap {config.clap}"
-        )
+        needs = tuple(key for key in needs if key != "clap")
+    elif "clap" in needs:
+        refuse_code(directory, config.clap)
+    for key in ("llm", "clap"):
+        setattr(config, key, place_of(directory, key, getattr(config, key), key in needs))
+    config.clap = clap or config.clap
     known, llm = made["llm_hash"], config.llm
     if "llm" in needs and known and os.path.isdir(llm) and fingerprint(llm) != known:
         raise DataError(
@@ -455,16 +452,26 @@ def require_files(directory: Path) -> None:
         raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
 
 
+def refuse_code(directory: Path, clap: str) -> None:
+    """Raises DataError where load_clap would import code for the CLAP that a config names."""
+    if is_code(clap) or is_code(os.path.normpath(directory / clap)):
+        raise DataError(
+            f"{directory / 'config.json'}: the field clap names {clap}, which is code, and a model "
+            f"does not say which code runs here: if you have it and trust it, --clap {clap}"
+        )
+
+
 def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
     """What the field names: a folder as it is seen from here, or a name on the hub.
 
-    Raises DataError where it is needed and is a folder that is not there.
+    Raises DataError where it is needed and is a folder that is not there, or one within the
+    model's that has other weights than safetensors.
     """
     local = os.path.normpath(directory / name)
     if os.path.exists(local):
-        inside = Path(local).is_relative_to(os.path.normpath(directory)) and os.path.isdir(local)
+        bundled = os.path.isdir(local) and Path(local).is_relative_to(os.path.normpath(directory))
         kinds = ("model.safetensors", "model.safetensors.index.json")
-        if inside and not any(os.path.exists(f"{local}/{kind}") for kind in kinds):
+        if needed and bundled and not any(os.path.exists(f"{local}/{kind}") for kind in kinds):
             raise DataError(f"{local} lacks {kinds[0]}: of a model only safetensors are read")
         return local
     if needed and is_path(name):

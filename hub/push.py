@@ -9,12 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from disk import DataError, fingerprint, is_code, read_json
-from hub import FILES, FOLDERS, KINDS, PATTERNS, REQUIRED, asking, card
+from hub import FILES, FOLDERS, KINDS, LOG_IN, PATTERNS, REQUIRED, asking, card
 
 HOW = {  # a folder of another form becomes one of safetensors
     "llm": "transformers writes it so: AutoModelForCausalLM.from_pretrained(X).save_pretrained(Y)",
@@ -44,6 +44,8 @@ def push(
         for line in pack(Path(folder), Path(upload)):
             print(line, file=sys.stderr)
         text = card.write(Path(upload), name, Path(run or folder))
+        if not (token or get_token()):
+            raise DataError(f"{name}: no token: {LOG_IN}")
         with asking(name):
             api = HfApi(token=token, library_name="mats")
             page = api.create_repo(name, private=private or None, exist_ok=True)
