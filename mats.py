@@ -39,13 +39,12 @@ from disk import (
     read_finite,
     read_json,
     reading,
-    sha256,
     share,
     write_atomic,
     write_tensors,
 )
 from hub import REQUIRED, find_model
-from hub.push import push
+from hub.push import push, same_weights
 from language.model import LanguageConfig, add_lora, freeze, load_lora
 from language.prompt import Template
 from santa import Santa
@@ -357,12 +356,8 @@ class MATS(nn.Module):
         """
         with tempfile.TemporaryDirectory() as saved:
             self.save_pretrained(saved)
-            same = self.folder and all(
-                sha256(self.folder / file) == sha256(Path(saved, file))
-                for file in REQUIRED
-                if file.endswith(".safetensors")
-            )
-            run = self.folder if same else None
+            as_read = self.folder and same_weights(self.folder, Path(saved))
+            run = self.folder if as_read else None
             return push(saved, name, private, branch, token, commit_message, run)
 
     def import_official(self, path) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from disk import DataError, fingerprint, is_code, read_json
+from disk import DataError, fingerprint, is_code, read_json, sha256
 from hub import FILES, FOLDERS, KINDS, LOG_IN, PATTERNS, REQUIRED, asking, card
 
 HOW = {  # a folder of another form becomes one of safetensors
@@ -119,6 +119,16 @@ def bundle(place: Path, target: Path, key: str) -> int:
     for path in files:
         link(path, target / path.name)
     return sum(path.stat().st_size for path in files)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same model, memory included."""
+    files = [name for name in FILES if name.endswith(".safetensors")]
+    return all(
+        (a / name).exists() == (b / name).exists()
+        and (not (a / name).exists() or sha256(a / name) == sha256(b / name))
+        for name in files
+    )
 
 
 def link(path: Path, target: Path) -> None:
