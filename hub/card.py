@@ -38,19 +38,18 @@ def write(upload: Path, name: str, run: Path) -> str:
     own = run / "README.md"
     if own.exists():
         return own.read_text()
-    config = read_json(upload / "config.json")
-    training = upload / "training.json"
-    shared = {key: not config[key].startswith("./") and not is_code(config[key]) for key in BASES}
+    config, training = read_json(upload / "config.json"), upload / "training.json"
+    parts = {key: part(upload, config[key]) for key in BASES}
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     ).get_template("card.md.jinja")
     return template.render(
         mark=MARK,
-        data=metadata(config, shared),
+        data=metadata([config[key] for key in BASES if parts[key].startswith("[")]),
         name=name,
         config=config,
         factory=is_code(config["clap"]),
-        shared=shared,
+        parts=parts,
         memory=(upload / "santa.safetensors").exists(),
         training=read_json(training) if training.exists() else None,
         scores=scores(run),
@@ -59,9 +58,19 @@ def write(upload: Path, name: str, run: Path) -> str:
     )
 
 
-def metadata(config: dict, shared: dict[str, bool]) -> str:
-    """The YAML on top of the card, by which the hub finds the model."""
-    bases = [config[key] for key in BASES if shared[key]]
+def part(upload: Path, name: str) -> str:
+    """Of a base model's name in config.json: where it is, in Markdown."""
+    if is_code(name):
+        return f"`{cell(name)}`, which is code and not here: give yours with `--clap`"
+    if not (upload / name).is_dir():
+        return f"[`{name}`](https://huggingface.co/{name})"
+    config = read_json(upload / name / "config.json")
+    kind = config.get("model_type") or config.get("kind") or "model"
+    return f"a {cell(kind)}, here in `{Path(name).name}/`"
+
+
+def metadata(bases: list[str]) -> str:
+    """The YAML on top of the card, by which the hub finds the model. bases: of its base models."""
     data = ModelCardData(
         library_name="mats", pipeline_tag="audio-text-to-text", tags=TAGS, base_model=bases or None
     )
@@ -82,7 +91,7 @@ def licence(source: dict) -> str:
 
 
 def scores(run: Path) -> dict | None:
-    """{"head": names of columns, "rows": [[benchmark, metric, clips, chance, ...]]} for a table.
+    """{"head", "rows", "settings", "warnings"}: a table of cells, and what to know beside it.
 
     None where the model was not scored. Says so where the results are another model's, or where
     another version wrote them.
@@ -97,10 +106,23 @@ def scores(run: Path) -> dict | None:
             raise DataError("of another model than this one is now: run eval.py again")
         columns = [name for name in COLUMNS if name in results["columns"]]
         rows = [row_of(results, name, columns) for name in results["headline"]]
+        made = {key: value for key, value in results["made"].items() if key != "model"}
+        settings = cell(", ".join(f"{key} {value}" for key, value in made.items()))
     except (DataError, KeyError, TypeError, AttributeError) as error:
         print(f"{path} is left out of the card: {error}", file=sys.stderr)
         return None
-    return {"head": [COLUMNS[name] for name in columns], "rows": rows}
+    return {
+        "head": [COLUMNS[name] for name in columns],
+        "rows": rows,
+        "settings": settings,
+        "warnings": [
+            f"Every one of {n:,} clips of {name} got the same answer over {column}: the model "
+            "does not listen."
+            for name, counts in results.get("deaf", {}).items()
+            for column, n in counts.items()
+            if column in columns
+        ],
+    }
 
 
 def row_of(results: dict, name: str, columns: list[str]) -> list[str]:

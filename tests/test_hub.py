@@ -83,7 +83,8 @@ def with_history(project, folder):
 # --- there and back -------------------------------------------------------------------------------
 
 
-def test_a_model_comes_back_as_it_was(project, hub, ana, monkeypatch, capsys):
+def test_a_model_comes_back_as_it_was(project, hub, ana, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     model = MATS.from_pretrained(project / "run/model")
     said = answers(model)
     assert model.push_to_hub("ana/sounds") == f"{hub.url}/ana/sounds"
@@ -100,6 +101,10 @@ def test_a_model_comes_back_as_it_was(project, hub, ana, monkeypatch, capsys):
 
     again = MATS.from_pretrained("ana/sounds")
     assert answers(again) == said
+    Path("dog.wav").write_bytes(flac(0))
+    (snippet,) = re.findall(r"```python\n(.*?)```", there["README.md"].decode(), re.S)
+    exec(snippet, {})
+    assert capsys.readouterr().out.count("\n") == 1
     assert Path(constants.HF_HUB_CACHE) in Path(again.config.llm).parents
     hub.close()  # the network is gone, and then it is not asked
     assert answers(MATS.from_pretrained("ana/sounds")) == said
