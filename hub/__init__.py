@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -127,8 +126,9 @@ def reason(error: Exception) -> str:
 
 def not_cached(error: LocalEntryNotFoundError) -> str:
     """Why a model could not be fetched, where the cache does not have it either."""
-    have = "the cache has only a part of it" if isinstance(error, IncompleteSnapshotError) else ""
-    have = have or "there is no such folder here, and the cache lacks it"
+    have = "there is no such folder here, and the cache lacks it"
+    if hasattr(error, "snapshot_path"):  # IncompleteSnapshotError, of newer versions
+        have = "the cache has only a part of it"
     if constants.HF_HUB_OFFLINE:
         return f"{have}, and HF_HUB_OFFLINE is set: unset it once, and it is fetched"
     why = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
