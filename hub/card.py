@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
-from disk import DataError, is_code, model_digest, read_json
+from disk import DataError, is_code, model_digest, read_json, reading
 
 MARK = "<!-- Written by hub/card.py. Without this line the card is yours, and is kept. -->"
 TAGS = ["audio", "audio-captioning", "audio-question-answering", "audio-classification", "clap"]
@@ -37,25 +37,26 @@ def write(upload: Path, name: str, run: Path) -> str:
     """
     own = run / "README.md"
     if own.exists():
-        return own.read_text()
+        return own.read_text(encoding="utf-8", errors="replace")
     config, training = read_json(upload / "config.json"), upload / "training.json"
     parts = {key: part(upload, config[key]) for key in BASES}
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     ).get_template("card.md.jinja")
-    return template.render(
-        mark=MARK,
-        data=metadata([config[key] for key in BASES if parts[key].startswith("[")]),
-        name=name,
-        config=config,
-        factory=is_code(config["clap"]),
-        parts=parts,
-        memory=(upload / "santa.safetensors").exists(),
-        training=read_json(training) if training.exists() else None,
-        scores=scores(run),
-        licence=licence,
-        cell=cell,
-    )
+    with reading(str(run / "training.json"), "of another version? Without it the card says less"):
+        return template.render(
+            mark=MARK,
+            data=metadata([config[key] for key in BASES if parts[key].startswith("[")]),
+            name=name,
+            config=config,
+            factory=is_code(config["clap"]),
+            parts=parts,
+            memory=(upload / "santa.safetensors").exists(),
+            training=read_json(training) if training.exists() else None,
+            scores=scores(run),
+            licence=licence,
+            cell=cell,
+        )
 
 
 def part(upload: Path, name: str) -> str:

@@ -51,10 +51,10 @@ def push(
             page = api.create_repo(name, private=private or None, exist_ok=True)
             if branch:
                 api.create_branch(name, branch=branch, exist_ok=True)
-            if has_own_card(api, name, branch):
+            if card.is_ours(text) and has_own_card(api, name, branch):
                 print(f"{page} has a card of its own, which is kept", file=sys.stderr)
             else:
-                Path(upload, "README.md").write_text(text)
+                Path(upload, "README.md").write_text(text, encoding="utf-8")
             api.upload_folder(
                 repo_id=name,
                 folder_path=upload,
@@ -72,7 +72,7 @@ def has_own_card(api: HfApi, name: str, branch: str | None) -> bool:
             there = api.hf_hub_download(name, "README.md", revision=branch, local_dir=folder)
         except EntryNotFoundError:
             return False
-        return not card.is_ours(Path(there).read_text(errors="replace"))
+        return not card.is_ours(Path(there).read_text(encoding="utf-8", errors="replace"))
 
 
 def pack(folder: Path, upload: Path) -> list[str]:

@@ -124,7 +124,7 @@ def test_a_later_push_leaves_no_file_of_an_earlier_one(project, hub, ana, tmp_pa
     assert hub.repos["ana/sounds"].private
 
 
-def test_a_card_of_ones_own_is_kept(project, hub, ana, capsys):
+def test_a_card_of_ones_own_is_kept(project, hub, ana, tmp_path, capsys):
     model = MATS.from_pretrained(project / "run/model")
     model.push_to_hub("ana/sounds")
     model.push_to_hub("ana/sounds")  # ours is replaced
@@ -134,6 +134,12 @@ def test_a_card_of_ones_own_is_kept(project, hub, ana, capsys):
     model.push_to_hub("ana/sounds")
     assert hub.files("ana/sounds")["README.md"].endswith(b"Mine.\n")
     assert "has a card of its own, which is kept" in capsys.readouterr().err
+    shutil.copytree(project / "run/model", tmp_path / "run/model")
+    for part in ("llm", "clap"):
+        shutil.copytree(project / part, tmp_path / part)
+    (tmp_path / "run/model/README.md").write_text("---\nlicense: mit\n---\nMine, later.\n")
+    MATS.from_pretrained(tmp_path / "run/model").push_to_hub("ana/sounds")
+    assert hub.files("ana/sounds")["README.md"].endswith(b"Mine, later.\n")
 
 
 def test_only_what_is_read_is_fetched(project, hub, tmp_path):
@@ -279,6 +285,9 @@ def test_the_card_of_an_older_model_says_less(project, tmp_path, capsys):
     assert pack(tmp_path / "model", tmp_path / "upload")[0].startswith(
         "clap my_encoders:load stays"
     )
+    (tmp_path / "model/training.json").write_text('{"step": 1}')
+    with pytest.raises(DataError, match="model/training.json: .*Without it the card says less"):
+        command.main([str(tmp_path / "model")])
     (tmp_path / "model/README.md").write_text("Mine.")
     command.main([str(tmp_path / "model")])
     assert capsys.readouterr().out == "Mine.\n"
