@@ -354,7 +354,7 @@ class Santa(nn.Module):
         if it has fewer. Not normalised: neither is Eq. 7, and the mapper normalises its input.
         Computed where the memory is, returned where z is; no row depends on the rest of the batch.
         """
-        return Bridge(self.move, self)(z)
+        return Bridge(self.move, self, self.scratch)(z)
 
     def save(self, path):
         """Writes buffers, texts and hyper-parameters to one safetensors file."""
@@ -471,11 +471,12 @@ class Explanation(NamedTuple):
 class Bridge:
     """One of BRIDGES: a function of audio vectors (B, D), any length -> (B, D).
 
-    Computed where the memory is, returned where z is; no row depends on the rest of the batch.
+    Computed where the memory is, returned where z is.
     """
 
     move: Callable[[Tensor], Moved]  # of some rows
     santa: Santa | None = None  # whose memory `move` reads
+    scratch: int = 0  # numbers that a row takes in `move`
     prepare: Callable[[Tensor], Tensor] = _unit  # of z, before `move`
 
     def _chunks(self, z):
@@ -486,7 +487,7 @@ class Bridge:
         memory = self.santa.memory
         if z.ndim != 2 or z.shape[1] != memory.shape[1]:
             raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
-        return _chunks(z.to(memory), self.santa.scratch)
+        return _chunks(z.to(memory), self.scratch)
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
@@ -557,19 +558,20 @@ def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=Non
         raise ValueError(f"{name} needs a memory: Santa.build(text_vectors) or Santa.load(path)")
     if name in SANTAS:
         santa = SANTAS[name](santa)
-        return Bridge(santa.move, santa)
+        return Bridge(santa.move, santa, santa.scratch)
     if santa.clean is None:
         raise ValueError(f"{name} needs texts without noise: Santa.build or Santa(clean=...)")
     S = _unit(santa.clean)
     if name == "santa-gn":
         centers, labels = kmeans(S, len(santa.centers), generator=generator)
         santa = santa.but(memory=S, centers=centers, labels=labels)
-        return Bridge(santa.move, santa)
+        return Bridge(santa.move, santa, santa.scratch)
     if name == "official":
         return _official(santa, S, generator)
     if name == "shift" and (audio_mean is None or audio_mean.shape != S.shape[1:]):
         raise ValueError(f"shift needs audio_mean ({S.shape[1]},): the mean of unit audio vectors")
-    return Bridge(partial(EQUATIONS[name], S=S, tau=santa.tau, mean=audio_mean), santa)
+    equation = partial(EQUATIONS[name], S=S, tau=santa.tau, mean=audio_mean)
+    return Bridge(equation, santa, len(S))
 
 
 def _official(santa, S, generator):
@@ -594,7 +596,7 @@ def _official(santa, S, generator):
         blended, weights = santa.blend(z, noisy, torch.ones_like(valid))
         return Moved(blended, rows, weights, cluster)
 
-    return Bridge(move, santa, prepare=lambda z: z)
+    return Bridge(move, santa, santa.scratch, prepare=lambda z: z)
 
 
 # --- measures of the gap ---
