@@ -148,7 +148,7 @@ def show(args, file, answer, explanation):
 def lines(explanation: Explanation) -> list[str]:
     """What the bridge did, then the retrieved texts with their weights, a line each."""
     turned = (
-        f"the bridge turned the vector by {explanation.degrees:.0f} degrees "
+        f"the bridge turned the vector by {explanation.degrees:.1f} degrees "
         f"(cosine {explanation.cosine:.2f})"
     )
     if not explanation.retrieved:
@@ -157,7 +157,7 @@ def lines(explanation: Explanation) -> list[str]:
         turned = f"cluster {cluster.number} of {cluster.of} ({cluster.size} texts); {turned}"
     texts = [one.text or f"row {one.row}" for one in explanation.retrieved]
     found = [
-        f"{one.weight:.2f}  {' '.join(text.split())}"
+        f"{one.weight:.3f}  {' '.join(text.split())}"
         for one, text in zip(explanation.retrieved, texts)
     ]
     more = [f"and {explanation.more:,} more"] if explanation.more else []

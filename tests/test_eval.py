@@ -104,7 +104,7 @@ def check_retrieved(project, evaluated):
     for clip, card in cards:
         z = next(vectors[row["clip"]] for row in rows if row["id"] == clip.strip())
         best = [santa.texts[i] for i in santa.retrieve(z[None])[0][0, :3]]
-        assert re.findall(r"<li>0\.\d\d (.*?)</li>", card) == best
+        assert re.findall(r"<li>0\.\d{3} (.*?)</li>", card) == best
 
 
 def shift_only(project, out, bench):

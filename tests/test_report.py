@@ -314,8 +314,8 @@ def test_the_retrieved_texts_of_the_clips_shown():
     results, predictions = make_results(), make_predictions(8)
     page = report.html(results, predictions, lambda name, row: None, 4, explain)
     assert len(asked) == 4 * len(TITLES)
-    assert page.count("0.62 a &lt;b&gt;cat&lt;/b&gt; of esc50") == page.count("by 60°") == 4
-    assert "by 60°" not in report.html(results, predictions, lambda name, row: None, 4)
+    assert page.count("0.625 a &lt;b&gt;cat&lt;/b&gt; of esc50") == page.count("by 60.0°") == 4
+    assert "by 60.0°" not in report.html(results, predictions, lambda name, row: None, 4)
 
 
 def test_rows_of_every_score_are_chosen():

@@ -149,14 +149,14 @@ def test_explain_shows_the_texts_that_were_retrieved(project, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     first = printed[1 : printed.index(next(line for line in printed if line.startswith(files[1])))]
     assert first[0].startswith(f"    cluster {far.argmin()} of 4 ({len(inside)} texts); the bridge")
-    assert [line[10:] for line in first[1:6]] == best[:5]
-    assert abs(float(first[1].split()[0]) - weights.max() / weights.sum()) < 0.006
+    assert [line[11:] for line in first[1:6]] == best[:5]
+    assert abs(float(first[1].split()[0]) - weights.max() / weights.sum()) < 6e-4
     assert first[6:] == ([f"    and {len(inside) - 5} more"] if len(inside) > 5 else [])
     assert sample.main([*files, *ckpt_of(project), "--explain", "--json"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[0])
     assert line["answer"] and line["explain"]["cluster"]["size"] == len(inside)
     assert [one["text"] for one in line["explain"]["retrieved"]] == best[:5]
-    for name, said in (("none", "retrieved no text"), ("nearest", "1.00  "), ("official", "deg")):
+    for name, said in (("none", "retrieved no text"), ("nearest", "1.000  "), ("official", "deg")):
         sample.main([files[0], *ckpt_of(project), "--explain", "--bridge", name])
         assert said in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def test_a_memory_without_texts_shows_rows_by_number(project, without_memory, tm
     printed = capsys.readouterr()
     said = [line for line in printed.err.splitlines() if line.startswith("sample.py: ")]
     assert len(said) == 1 and "keeps no texts" in said[0]
-    assert all(line[10:].startswith("row ") for line in printed.out.splitlines()[2:7])
+    assert all(line[11:].startswith("row ") for line in printed.out.splitlines()[2:7])
     for more in (["none", "--explain"], ["santa"]):
         assert sample.main([*words, *more]) == 0
         assert "keeps no texts" not in capsys.readouterr().err
