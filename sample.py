@@ -131,7 +131,7 @@ def check_texts(across: Bridge, ckpt: str) -> None:
     if across.santa is not None and across.santa.texts is None:
         print(
             f"sample.py: {ckpt} keeps no texts beside its memory, as it is of an earlier version: "
-            "rows go by number. To add the texts, delete step.json in the model's folder and repeat "
+            "rows go by number. To add texts, delete step.json in the model's folder and repeat "
             "its train command, which then only writes it again",
             file=sys.stderr,
         )
