@@ -40,6 +40,7 @@ from disk import (
     write_atomic,
     write_tensors,
 )
+from language import nf4
 from language.model import LanguageConfig, add_lora, freeze, load_lora
 from language.prompt import Template
 from santa import Santa
@@ -137,9 +138,9 @@ class MATS(nn.Module):
             self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
         self.template = Template(config.template, self.tokenizer, config.max_answer)
         if llm is None:
-            dtype = getattr(torch, config.llm_dtype)
             with reading(f"language model {config.llm!r}", missing):
-                llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
+                how = nf4.loading(config.llm_dtype)
+                llm = AutoModelForCausalLM.from_pretrained(config.llm, **how)
         llm = freeze(llm, config)
         with warnings.catch_warnings():  # peft asks transformers (5.23) in a deprecated way
             warnings.simplefilter("ignore", FutureWarning)
@@ -260,7 +261,7 @@ class MATS(nn.Module):
         """
 
         def count(module):
-            return sum(p.numel() for p in module.parameters())
+            return nf4.count(module.parameters())
 
         mapper, llm = self.mapper, self.llm.get_base_model()
         blocks, last = count(mapper.blocks), mapper.blocks[-1]

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn as nn
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from disk import DataError, read_finite, read_json, reading
+from language import nf4
 
 
 @dataclass
 class LanguageConfig:
     llm: str = "gpt2"  # any causal LM of transformers, by name or folder; frozen
-    llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16
+    llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16 | nf4
     template: str = "{audio}{instruction}"  # the prompt (language.prompt.Template)
     max_answer: int = 150  # longer answers are cut, in tokens
     lora_rank: int = 8  # section 4.1
@@ -36,7 +36,7 @@ def freeze(llm: nn.Module, config: LanguageConfig) -> nn.Module:
     for module in llm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False)
+    return nf4.cast(llm, config.llm_dtype).requires_grad_(False)
 
 
 def add_lora(llm: nn.Module, config: LanguageConfig) -> nn.Module:
