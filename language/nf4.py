@@ -58,7 +58,14 @@ def cast(llm: nn.Module, llm_dtype: str) -> nn.Module:
             "llm_dtype=nf4, and the language model has no such weights: give it by name or folder, "
             "or load it with the keywords that language.nf4.loading returns"
         )
-    for module in llm.modules():
+    for name, module in llm.named_modules():
+        four = getattr(getattr(module, "weight", None), "quant_type", None)
+        if four and module.in_features % 64:
+            # bitsandbytes (0.50) restores other weights on a CPU where a block goes beyond a row
+            raise DataError(
+                f"llm_dtype=nf4 takes layers whose input is a multiple of 64 wide, and {name} has "
+                f"{module.in_features}: --llm_dtype=bfloat16"
+            )
         # On some CPUs bitsandbytes (0.50) packs the weights anew at the first product without
         # gradients, and then has no gradients at all: validation would end the training.
         if hasattr(module, "support_avx512bf16_for_cpu"):
