@@ -38,6 +38,7 @@ from disk import (
 )
 from hub import REQUIRED, find_model
 from hub.push import push, same_weights
+from language import nf4
 from language.model import (
     LanguageConfig,
     add_lora,
@@ -259,7 +260,7 @@ class MATS(nn.Module):
         """
 
         def count(module):
-            return sum(p.numel() for p in module.parameters())
+            return nf4.count(module.parameters())
 
         mapper, llm = self.mapper, self.llm.get_base_model()
         blocks, last = count(mapper.blocks), mapper.blocks[-1]

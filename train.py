@@ -55,6 +55,7 @@ from disk import (
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
+from language import nf4
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise, noise_cosine
 
@@ -636,7 +637,7 @@ def summary(run: Run) -> str:
     """The sizes of all that trains, and the noise, in a line."""
 
     def millions(parameters):
-        return sum(p.numel() for p in parameters) / 1e6
+        return nf4.count(parameters) / 1e6
 
     mapper = millions(run.model.mapper.parameters())
     lora = millions(p for name, p in run.model.trainable().items() if "lora_" in name)
@@ -673,7 +674,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             "out of memory: lower --micro_batch (batch_size, and so the result, stays the same), "
-            f"or --llm_dtype=bfloat16. {error}"
+            f"or --llm_dtype=bfloat16 or nf4. {error}"
         )
     return None
 
@@ -690,7 +691,7 @@ CHOICES = {
     "schedule": ("linear", "cosine"),
     "supervision": ("text", "audio"),
     "dtype": ("float32", "bfloat16"),
-    "llm_dtype": ("float32", "bfloat16"),
+    "llm_dtype": ("float32", "bfloat16", "nf4"),
 }
 
 
