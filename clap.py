@@ -8,8 +8,8 @@ One class covers two kinds of checkpoint, both built from transformers' own towe
 - "msclap": GPT-2, read at its last token, and HTSAT; the paper uses Microsoft's 2023 checkpoint
 - "laion": RoBERTa and HTSAT, any CLAP that transformers can load
 
-Anything else with encode_text, encode_audio, dim, sample_rate and seconds serves as well:
-load_clap("module:factory").
+PE-AV is in encoders/. Anything else with encode_text, encode_audio, dim, sample_rate and seconds
+serves as well: load_clap("module:factory").
 """
 
 import importlib
@@ -40,7 +40,7 @@ from transformers import (
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
-from audio import load_audio
+from audio import PADDINGS, load_audio
 from disk import DataError, is_path, read_json, read_tensors, reading, write_atomic, write_tensors
 
 # --- the model ---
@@ -59,6 +59,7 @@ class CLAPConfig:
     seconds: float = 7.0  # of audio that the tower sees at once
     n_fft: int = 1024  # samples, also the Hann window's length
     hop: int = 320  # samples
+    padding: str = "tile"  # of clips shorter than that: a name in audio.PADDINGS
     fmin: float = 50.0  # Hz
     fmax: float = 14000.0  # Hz
     mel_scale: str = "slaney"  # or "htk": torchaudio's, LAION's fused checkpoints
@@ -120,8 +121,8 @@ class CLAP(nn.Module):
     Audio batch norm learns running statistics (momentum 0.1): encode_audio is reliable only after a
     few dozen training steps.
 
-    Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), device,
-    cut (texts so far that were longer than max_tokens).
+    Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), padding,
+    device, max_tokens, cut (texts so far that were longer than max_tokens).
     Raises ValueError if the sizes do not fit, TypeError if the tokenizer has no end token.
     """
 
@@ -130,7 +131,9 @@ class CLAP(nn.Module):
         config = replace(config, text={"vocab_size": len(tokenizer), **config.text})
         self.config, self.tokenizer, self.frozen, self.cut = config, tokenizer, False, 0
         self.dim, self.sample_rate, self.seconds = config.dim, config.sample_rate, config.seconds
+        self.padding, self.max_tokens = config.padding, config.max_tokens
         self.samples = round(config.sample_rate * config.seconds)
+        check_padding(config.padding)
         audio = ClapAudioConfig(**{**config.audio, "projection_dim": config.dim})
         audio.hidden_size = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
         check_audio(config, audio)
@@ -264,7 +267,7 @@ class CLAP(nn.Module):
         if waves.ndim != 2 or waves.shape[1] != self.samples:
             raise ValueError(
                 f"encode_audio takes (N, {self.samples}), {self.seconds:g} s at {self.sample_rate} "
-                f"Hz, not {tuple(waves.shape)}: load_audio tiles and crops"
+                f"Hz, not {tuple(waves.shape)}: windows_of fills up and crops"
             )
         batch_size = batch_size or (4 if self.device.type == "cpu" else 64)
         out = torch.empty(len(waves), self.dim, device=self.device)
@@ -364,6 +367,12 @@ def check_audio(config, audio):
         )
 
 
+def check_padding(name) -> None:
+    """Raises ValueError unless audio.py can fill up short clips so."""
+    if name not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, not {name!r}")
+
+
 # --- checkpoints ---
 
 
@@ -387,6 +396,10 @@ def read_folder(name: str) -> tuple[CLAPConfig, dict]:
         return read_transformers(name)
 
 
+# ClapFeatureExtractor's words for audio.PADDINGS
+THEIR_PADDING = {"repeatpad": "repeat", "repeat": "tile", "pad": "zero"}
+
+
 def read_transformers(name):
     """Config and state dict of a CLAP of transformers."""
     extractor = ClapFeatureExtractor.from_pretrained(name)
@@ -402,6 +415,7 @@ def read_transformers(name):
         seconds=extractor.max_length_s,
         n_fft=extractor.fft_window_size,
         hop=extractor.hop_length,
+        padding=THEIR_PADDING[extractor.padding],
         fmin=extractor.frequency_min,
         fmax=extractor.frequency_max,
         # the extractor's choice: torchaudio's filters for a fused checkpoint, librosa's otherwise
@@ -452,8 +466,9 @@ def load_clap(name):
     """CLAP.from_pretrained(name), or your own pair of encoders: "package.module:factory", called.
 
     Such a pair needs encode_text(list of N texts) -> (N, dim) and encode_audio((N, samples)) ->
-    (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises DataError where it
-    cannot be imported, and where it lacks one of these.
+    (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds; optionally padding, a name in
+    audio.PADDINGS (otherwise "tile"). Raises DataError where it cannot be imported, and where it
+    lacks one of these.
     """
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
         return CLAP.from_pretrained(name)
@@ -465,7 +480,19 @@ def load_clap(name):
     missing = [name for name in needed if not hasattr(clap, name)]
     if missing:
         raise DataError(f"{name} returned no encoder pair: missing {', '.join(missing)}")
+    with reading(f"--clap {name}", "its attribute tells how short clips are filled up"):
+        check_padding(getattr(clap, "padding", "tile"))
     return clap
+
+
+def windows_of(clap, file, crop: str = "center", generator=None) -> Tensor:
+    """(W, samples) of a sound file, as this encoder pair takes them. W is 1 but for crop "windows".
+
+    Raises AudioError.
+    """
+    padding = getattr(clap, "padding", "tile")
+    wave = load_audio(file, clap.sample_rate, clap.seconds, crop, generator, padding=padding)
+    return rearrange(wave, "... t -> (...) t")
 
 
 def encode_file(clap, file, crop: str = "center", generator=None) -> Tensor:
@@ -474,8 +501,7 @@ def encode_file(clap, file, crop: str = "center", generator=None) -> Tensor:
     "windows" gives the mean of the windows' unit vectors, made unit again: for long audio. Raises
     AudioError.
     """
-    waves = load_audio(file, clap.sample_rate, clap.seconds, crop, generator)
-    vectors = clap.encode_audio(rearrange(waves, "... t -> (...) t"))  # (W, dim)
+    vectors = clap.encode_audio(windows_of(clap, file, crop, generator))  # (W, dim)
     return F.normalize(vectors.mean(0), dim=-1)
 
 

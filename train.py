@@ -37,8 +37,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import config
-from audio import load_audio
-from clap import encode_file, load_clap, probe
+from clap import encode_file, load_clap, probe, windows_of
 from data import Batches, Plan, Source, collate, find_sources, loader, read_source
 from disk import (
     DataError,
@@ -396,7 +395,7 @@ def read(run: Run) -> Iterator[dict]:
 
     def decode(data, seed):
         generator = torch.Generator().manual_seed(seed)
-        return load_audio(data, clap.sample_rate, clap.seconds, "random", generator)
+        return windows_of(clap, data, "random", generator)[0]
 
     plan = Plan(run.sources, run.weights, cfg.micro_batch, cfg.seed, cfg.lanes, cfg.together)
     at = run.start * run.accumulate * ranks.size

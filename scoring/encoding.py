@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audio import load_audio
+from clap import windows_of
 from data import Damage, Source, read_source
 from disk import DataError, read_json, read_tensors, write_atomic, write_tensors
 from distributed import Ranks, progress
@@ -183,8 +183,7 @@ def decode(evaluation: Evaluation, clip: Clip) -> tuple[Clip, Tensor | None]:
         raise Stopped
     clap, generator = evaluation.clap, torch.Generator().manual_seed(int(clip.digest[:8], 16))
     try:
-        waves = load_audio(clip.data, clap.sample_rate, clap.seconds, evaluation.crop, generator)
-        return clip, waves.view(-1, waves.shape[-1])
+        return clip, windows_of(clap, clip.data, evaluation.crop, generator)
     except ValueError as error:
         print(f"left out: {clip.where}: {error}", file=sys.stderr)
         return clip, None

@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None):
     finally:
         report(broken)
         if cut := getattr(clap, "cut", 0):
-            most = clap.config.max_tokens
+            most = clap.max_tokens
             print(f"{cut:,} texts are longer than CLAP's {most} tokens: their ends were not read")
 
 
