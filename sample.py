@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from audio import CROPS, AudioError
-from clap import check_encoder, encode_file, load_clap
+from clap import check_encoder, encode_file, load_clap, ready
 from disk import DataError, command
 from distributed import find_device
 from mats import MATS, read_config
@@ -56,9 +56,7 @@ def main(argv=None) -> int:
     check_question(model, args.ask)
     generator = torch.Generator().manual_seed(args.seed)
     across = bridge_of(model, args.bridge, generator)
-    clap = load_clap(name)
-    if isinstance(clap, torch.nn.Module):
-        clap.to(device)
+    clap = ready(load_clap(name), name, device)
     check_encoder(model.probe, model.config.dim, clap, name)
 
     failed = 0
