@@ -163,7 +163,7 @@ def test_long_texts_keep_their_end_and_are_counted(saved, pair):
 
 
 def wrapped(saved, folder):
-    """A checkpoint of PeAudioVideoModel's names: its video tower is never looked at."""
+    """A checkpoint as PeAudioVideoModel.save_pretrained writes it, which itself needs timm."""
     path, model, *parts = saved
     video = dict(audio_video_config=dict(audio_config=AUDIO), text_config=TEXT)
     PeAudioVideoConfig(**video, architectures=["PeAudioVideoModel"]).save_pretrained(folder)
@@ -179,11 +179,10 @@ def wrapped(saved, folder):
     return state
 
 
-def test_of_an_audio_video_checkpoint_audio_and_text_are_read(saved, pair, tmp_path, capfd):
+def test_of_an_audio_video_checkpoint_audio_and_text_are_read(saved, pair, tmp_path):
     wrapped(saved, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "pe_audio_video"
     both = load_clap(str(tmp_path))
-    assert "video" not in capfd.readouterr().err  # nor is it named, tensor by tensor
     waves = padded(sounds())
     assert (both.encode_audio(waves) - pair.encode_audio(waves)).abs().max() < 1e-6
     assert (both.encode_text(TEXTS) - pair.encode_text(TEXTS)).abs().max() < 1e-6
