@@ -14,6 +14,7 @@ from disk import DataError, reading, replacing, write_atomic
 from distributed.parts import readable_lines
 from santa import Santa
 from scoring import report
+from scoring.encoding import encoder_that_made
 from scoring.evaluation import DECODING, Evaluation
 from scoring.tasks import BENCHMARKS
 
@@ -28,6 +29,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
     return {
         "ckpt": str(evaluation.ckpt),
         "made": made,
+        "encoder": {"name": evaluation.clap_name, **encoder_that_made(evaluation)},
         "notes": notes(evaluation),
         "titles": {name: BENCHMARKS[name].title for name in evaluation.names},
         "n": n,

@@ -1,11 +1,12 @@
 """What an encoder must be before it works, and where it encodes in bfloat16."""
 
+import json
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_samples, small_clap, write_samples
+from conftest import make_samples, results_of, small_clap, write_samples
 
 import clap as clap_module
 import eval as evaluation
@@ -13,10 +14,12 @@ import sample
 import scoring.evaluation
 import train
 from clap import COLLAPSED, LEAST_COSINE, VARIED, check_vectors, faster, ready
-from disk import DataError
+from disk import DataError, write_tensors
 from distributed import Ranks
 from experiments import gap
+from scoring import report
 from scoring.encoders import text_encoder
+from scoring.encoding import encoder_of, encoder_that_made, stored_at
 from shards import embed as embedding
 from train import TrainConfig
 
@@ -196,3 +199,29 @@ def test_shards_are_embedded_so_and_an_evaluation_is_not(project, tmp_path, gain
     assert f"{name}: the audio tower encodes in bfloat16: cosine " in capsys.readouterr().out
     argv = ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench")]
     assert evaluation.evaluation_of(evaluation.arguments().parse_args(argv)).clap.bfloat16 == ()
+
+
+# --- the report ---
+
+
+def test_the_report_tells_how_the_encoder_heard(project, evaluated, tmp_path):
+    encoder = {"seconds": 1.0, "sample_rate": 8000, "padding": "tile"}
+    assert results_of(evaluated)["encoder"] == {"name": str(project / "clap"), **encoder}
+    line = "audio: windows of 1 s at 8,000 Hz (tile), by "
+    assert line in (evaluated / "report.md").read_text()
+    assert line in (evaluated / "report.html").read_text()
+
+    # it is the encoder of the stored vectors that counts
+    argv = ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench")]
+    other = evaluation.evaluation_of(
+        evaluation.arguments().parse_args([*argv, "--out", str(tmp_path)])
+    )
+    assert encoder_that_made(other) == {}
+    path = stored_at(other, other.names[0])
+    path.parent.mkdir(parents=True)
+    write_tensors({"a": torch.ones(2)}, path)  # as before encoders were asked
+    assert encoder_that_made(other) == {}
+    heard = encoder_of(pair(padding="repeat", seconds=2.5))
+    write_tensors({"a": torch.ones(2)}, path, {"encoder": json.dumps(heard)})
+    assert encoder_that_made(other) == {"seconds": 2.5, "sample_rate": 8000, "padding": "repeat"}
+    assert report.windows({"name": "it"}) == ""
