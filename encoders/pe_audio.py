@@ -40,7 +40,6 @@ class PEAudio(nn.Module):
     # captions that it learned from; of longer files the windows' mean is taken.
     seconds = 10.0
     max_tokens = 512  # as the authors' own transform cuts texts
-    gains_on_cpu = ()  # in bfloat16: not measured
 
     def __init__(self, model: PeAudioModel, tokenizer, sample_rate: int):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_every_command_looks_at_its_encoder_first(project, tmp_path, monkeypatch
 @pytest.fixture
 def gaining(monkeypatch):
     """A machine that gains by bfloat16 everywhere."""
-    monkeypatch.setattr(clap_module, "gains", lambda clap, tower: True)
+    monkeypatch.setattr(clap_module, "gains", lambda clap: True)
 
 
 @pytest.mark.parametrize("tower", ["text", "audio"])
@@ -182,14 +183,13 @@ def test_text_matching_stays_in_float64(tokenizer, gaining):
     assert found.dtype == torch.float64 and torch.equal(found, want)
 
 
-def test_a_cpu_gains_where_it_has_the_instructions(tokenizer, monkeypatch):
-    clap, able = small_clap(tokenizer), {"avx512_bf16": True, "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    assert [clap_module.gains(clap, tower) for tower in ("text", "audio")] == [False, True]
-    able["avx512_bf16"] = False
-    assert not clap_module.gains(clap, "audio") and faster(clap, "audio") == ""
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not clap_module.gains(clap, "audio")
+@pytest.mark.parametrize("device, able", [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_a_gpu_gains_where_it_computes_in_bfloat16(monkeypatch, device, able):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    clap = SimpleNamespace(device=torch.device(device), bfloat16=())
+    assert clap_module.gains(clap) == (device == "cuda" and able)
+    if not clap_module.gains(clap):
+        assert faster(clap, "text") == "" and clap.bfloat16 == ()
 
 
 def test_shards_are_embedded_so_and_an_evaluation_is_not(project, tmp_path, gaining, capsys):
