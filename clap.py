@@ -591,9 +591,13 @@ def check_vectors(clap, name: str) -> None:
     waves = trial_waves(clap)
     texts = clap.encode_text(list(VARIED))
     check_rows(texts, len(VARIED), clap.dim, f"{name}: encode_text")
-    check_rows(clap.encode_audio(waves), len(waves), clap.dim, f"{name}: encode_audio")
-    cosines = texts.double() @ texts.double().T  # (N, N)
-    n = len(VARIED)
+    try:
+        sounds = clap.encode_audio(waves)
+    except ValueError as error:  # ours refuse vectors that are not finite
+        raise DataError(f"{name}: encode_audio takes no noise and no tone: {error}") from error
+    check_rows(sounds, len(waves), clap.dim, f"{name}: encode_audio")
+    texts, n = texts.cpu().double(), len(VARIED)
+    cosines = texts @ texts.T  # (N, N)
     mean = (cosines.sum() - cosines.trace()).item() / (n * (n - 1))
     if mean > COLLAPSED:
         raise DataError(
@@ -615,7 +619,7 @@ def check_rows(rows, n: int, dim: int, what: str) -> None:
         )
     if not rows.isfinite().all():
         raise DataError(f"{what} makes vectors that are not finite")
-    lengths = rows.double().norm(dim=1)
+    lengths = rows.cpu().double().norm(dim=1)
     if (lengths - 1).abs().max() > 0.01:  # half precision leaves 0.004
         raise DataError(
             f"{what} makes vectors of length {lengths.min():.3g} to {lengths.max():.3g}, where "

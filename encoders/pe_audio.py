@@ -70,11 +70,15 @@ class PEAudio(nn.Module):
 
     @encoding
     def encode_text(self, texts: list[str], batch_size: int | None = None) -> Tensor:
-        """(N, dim) float32 unit rows on the device. A row does not depend on the other texts."""
+        """(N, dim) unit rows on the device, float32, or float64 where the model is.
+
+        A row does not depend on the other texts.
+        """
         batch_size = batch_size or (16 if self.device.type == "cpu" else 256)
         ids = [torch.tensor(row) for row in self.token_ids(texts)]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # so that little is padded
-        out = torch.empty(len(ids), self.dim, device=self.device)
+        dtype = torch.promote_types(self.model.text_audio_logit_scale.dtype, torch.float32)
+        out = torch.empty(len(ids), self.dim, dtype=dtype, device=self.device)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             part = [ids[i] for i in rows]
@@ -88,7 +92,7 @@ class PEAudio(nn.Module):
                     output_hidden_states=True,
                 )
                 features = self.model.text_audio_head(said.hidden_states[-1][:, 0])  # (B, dim)
-            out[rows] = F.normalize(features.float(), dim=-1)
+            out[rows] = F.normalize(features.to(dtype), dim=-1)
         return out
 
     @encoding

@@ -86,6 +86,15 @@ def test_an_encoder_that_cannot_work_is_named_in_one_line(methods, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("tower", ["text", "audio"])
+def test_a_clap_of_damaged_weights_is_named(tokenizer, tower):
+    clap = small_clap(tokenizer)
+    getattr(clap, f"{tower}_projection").linear1.weight[0, 0] = float("nan")
+    with pytest.raises(DataError, match=f"^it: encode_{tower} .*(not finite|NaN)") as error:
+        ready(clap, "it")
+    assert "\n" not in str(error.value)
+
+
 def test_an_encoder_that_can_work_passes(tokenizer):
     half = pair(made=lambda self, rows: (leaning(0.9)(self, rows)).bfloat16())
     for good in (Pair(), half, pair(made=leaning(COLLAPSED - 0.001)), small_clap(tokenizer)):

@@ -20,6 +20,7 @@ from transformers import (
 from clap import CLAP, encode_file, load_clap, ready
 from disk import DataError, write_tensors
 from encoders.pe_audio import PEAudio
+from scoring.encoders import text_encoder
 
 RATE, HOP = 2000, 60  # Hz, samples of one frame
 TEXTS = ["a dog barks", "rain", "", "cars pass on a busy road while a man gives a speech", "music"]
@@ -140,6 +141,15 @@ def test_a_row_does_not_depend_on_its_batch(pair):
     assert (alone[0] - alone[1]).abs().max() > 1e-2
     assert pair.encode_text([]).shape == (0, 24)
     assert pair.encode_audio(waves[:0]).shape == (0, 24)
+
+
+def test_text_matching_computes_in_float64(pair):
+    encode = text_encoder("clap", lambda: pair)
+    rows = encode(TEXTS)
+    assert rows.dtype == torch.float64 and pair.encode_text(TEXTS).dtype == torch.float32
+    alone = torch.cat([encode([text]) for text in TEXTS])
+    torch.testing.assert_close(rows, alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(rows.float(), pair.encode_text(TEXTS), rtol=0, atol=1e-5)
 
 
 def test_what_it_cannot_take_is_named(pair):
