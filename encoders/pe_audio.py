@@ -36,8 +36,8 @@ class PEAudio(nn.Module):
     """
 
     padding = "zero"
-    # The model takes any length. 10 s is that of the clips of AudioSet and AudioCaps, and of most
-    # captions that it learned from; of longer files the windows' mean is taken.
+    # The model takes any length. 10 s is that of the clips of AudioSet and AudioCaps: those are
+    # heard whole, and of longer files the windows' mean is taken.
     seconds = 10.0
     max_tokens = 512  # as the authors' own transform cuts texts
 
