@@ -3,7 +3,7 @@
     load_audio("dog.wav", 44100, 7)                     # (308700,): the 7 s in the middle
     load_audio("song.mp3", 44100, 7, crop="windows")    # (W, 308700): from first to last sample
 
-    frames [start, stop) of the file ──► mean of the channels ──► resample ──► tile or crop
+    frames [start, stop) of the file ──► mean of the channels ──► resample ──► repeat or crop
 
 Only the frames that the windows need are decoded: an hour of sound costs no more than a short clip.
 Resampling computes each sample from its neighbours. So a window is read with a margin on both
@@ -33,6 +33,11 @@ import torch
 from disk import recognised
 
 CROPS = ("center", "random", "windows")
+PADDINGS = {  # of a sound shorter than the window
+    "tile": "repeated, the last repeat cut off: msclap's",
+    "repeat": "repeated as often as it fits whole, then zeros: LAION's",
+    "zero": "zeros behind it",
+}
 Bytes = bytes | bytearray | memoryview
 PathLike = str | os.PathLike
 HEAD = 1 << 16  # bytes at the start of a file in which its header is searched
@@ -53,11 +58,13 @@ def load_audio(
     crop: str = "center",
     generator: torch.Generator | None = None,
     max_windows: int = 64,
+    padding: str = "tile",
 ) -> torch.Tensor:
     """Float32 samples (T,), or (W, T) for crop "windows", with T = round(sample_rate * seconds).
 
     file: wav, flac, ogg, mp3 or whatever else libsndfile knows, told apart by content, not by name.
-    The channels become their mean. A sound shorter than T is tiled, a longer one is cropped.
+    The channels become their mean. A sound shorter than T is filled up as PADDINGS tells, a longer
+    one is cropped.
     crop: "center", the same at every call; "random", the paper's, drawn from generator; "windows",
     evenly spaced over the whole file, without gaps up to max_windows * seconds (see encode_file).
     A truncated file gives the part that decodes. Raises AudioError where the file is missing,
@@ -65,7 +72,10 @@ def load_audio(
     """
     if crop not in CROPS:
         raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
-    wanted = Crop(sample_rate, round(sample_rate * seconds), crop, generator, max_windows)
+    if padding not in PADDINGS:
+        raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, not {padding!r}")
+    length = round(sample_rate * seconds)
+    wanted = Crop(sample_rate, length, crop, generator, max_windows, padding)
     try:
         with open_binary(file) as stream:
             raw = rewound(stream)
@@ -353,6 +363,7 @@ class Crop:
     kind: str
     generator: torch.Generator | None
     max_windows: int
+    padding: str
 
     def starts(self, total: int) -> list[int]:
         """The first sample of each window in a sound of `total` samples, at least `length`."""
@@ -378,7 +389,7 @@ def cut(read, frames: int, rate: int, crop: Crop) -> torch.Tensor:
     total = frames * up // down  # samples
     if total <= crop.length:
         wave = resample(read(0, frames), rate, crop.sample_rate)
-        windows = wave.repeat(math.ceil(crop.length / len(wave)))[None, : crop.length]
+        windows = filled(wave, crop.length, crop.padding)[None]
     else:
         margin, parts = crop.sample_rate // 10, []
         for start in crop.starts(total):
@@ -388,6 +399,13 @@ def cut(read, frames: int, rate: int, crop: Crop) -> torch.Tensor:
             parts.append(wave[start - k * up :][: crop.length])
         windows = torch.stack(parts)
     return windows if crop.kind == "windows" else windows[0]
+
+
+def filled(wave: torch.Tensor, length: int, padding: str) -> torch.Tensor:
+    """The wave (n,), n <= length but for rounding, as a window (length,): see PADDINGS."""
+    times = {"tile": math.ceil(length / len(wave)), "repeat": length // len(wave), "zero": 1}
+    wave = wave.repeat(max(1, times[padding]))[:length]
+    return torch.nn.functional.pad(wave, (0, length - len(wave)))
 
 
 def resample(wave, rate, sample_rate):

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from audio import CROPS, AudioError
-from clap import check_encoder, encode_file, load_clap
+from clap import check_encoder, encode_file, load_clap, ready
 from disk import DataError, command
 from distributed import find_device
 from hub import find_model
@@ -66,9 +66,7 @@ def main(argv=None) -> int:
     across = bridge_of(model, args.bridge, generator)
     if args.explain:
         check_texts(across, args.ckpt)
-    clap = load_clap(name)
-    if isinstance(clap, torch.nn.Module):
-        clap.to(device)
+    clap = ready(load_clap(name), name, device)
     check_encoder(model.probe, model.config.dim, clap, name)
 
     failed = 0

@@ -38,8 +38,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import config
-from audio import load_audio
-from clap import encode_file, load_clap, probe
+from clap import encode_file, faster, load_clap, probe, ready, windows_of
 from data import Batches, Plan, Source, collate, find_sources, loader, read_source
 from disk import (
     DataError,
@@ -353,15 +352,22 @@ def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple
             f"{error}"
         )
         return None, None
-    if isinstance(clap, torch.nn.Module):
-        clap.to(ranks.device)
+    ready(clap, cfg.clap, ranks.device)
+    if clap.dim != cfg.dim:
+        raise DataError(
+            f"{cfg.clap} makes vectors of {clap.dim} numbers, and this run wants dim={cfg.dim}: "
+            f"set --dim={clap.dim}"
+        )
     for source in made:
         if not compare_vectors(source, clap, cfg.clap):
             ranks.say(
                 f"the vectors of {source.url} are taken for those of {cfg.clap}: no sample holds "
                 f"the {source.vectors['side']} that its vector was made of"
             )
-    return (clap if needed else None), probe(clap)
+    found = probe(clap)
+    if needed and (line := faster(clap, cfg.supervision)):
+        ranks.say(f"{cfg.clap}: {line}")
+    return (clap if needed else None), found
 
 
 def maker(source: Source) -> str:
@@ -399,7 +405,7 @@ def read(run: Run) -> Iterator[dict]:
 
     def decode(data, seed):
         generator = torch.Generator().manual_seed(seed)
-        return load_audio(data, clap.sample_rate, clap.seconds, "random", generator)
+        return windows_of(clap, data, "random", generator)[0]
 
     plan = Plan(run.sources, run.weights, cfg.micro_batch, cfg.seed, cfg.lanes, cfg.together)
     at = run.start * run.accumulate * ranks.size

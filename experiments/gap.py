@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from audio import AudioError
-from clap import encode_file, load_clap
+from clap import encode_file, load_clap, ready
 from data import Source, has_words, read_source
 from disk import DataError, command
 from santa import gap, noise_cosine, noise_variance
@@ -83,7 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.n < 5:
         parser.error("--n should be 5 or more")
-    text, audio = encode(islice(pairs_of(args.pairs), args.n), load_clap(args.clap), args.n)
+    clap = ready(load_clap(args.clap), args.clap)
+    text, audio = encode(islice(pairs_of(args.pairs), args.n), clap, args.n)
     variance = noise_variance(text, audio, generator=torch.Generator().manual_seed(0))
     print(table(text, audio, gap(text, audio), variance))
 

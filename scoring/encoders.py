@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clap import CLAP
 from disk import reading
 from scoring.llm import GET_MODEL, Endpoint, clean
 
@@ -35,8 +34,9 @@ def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[li
 
 
 def precise(clap):
-    """A float64 copy of a CLAP, on the CPU; another pair of encoders as it is."""
-    return copy.deepcopy(clap).cpu().double() if isinstance(clap, CLAP) else clap
+    """A float64 copy of a CLAP or PE-AV, on the CPU; a pair of one's own as it is."""
+    ours = hasattr(clap, "bfloat16")
+    return copy.deepcopy(clap).cpu().double() if ours else clap
 
 
 def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor]:

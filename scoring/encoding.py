@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
-from audio import load_audio
+from clap import windows_of
 from data import Damage, Source, read_source
-from disk import DataError, read_json, read_tensors, write_atomic, write_tensors
+from disk import DataError, read_json, read_tensors, reading, write_atomic, write_tensors
 from distributed import Ranks, progress
 from distributed.parts import Parts
 from scoring.evaluation import Evaluation
@@ -43,7 +44,7 @@ def encode(evaluation: Evaluation, name: str) -> Encoded:
 
 
 def encoded(evaluation: Evaluation, name: str) -> Encoded:
-    path = evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
+    path = stored_at(evaluation, name)
     found = stored_vectors(path)
     if found is None:
         encode_clips(evaluation, name, path)
@@ -65,6 +66,10 @@ def encoded(evaluation: Evaluation, name: str) -> Encoded:
     audio = torch.stack([known[rows[i]["clip"]] for i in kept])
     text = known["text"][kept] if "text" in known else None
     return Encoded([rows[i] for i in kept], audio, text)
+
+
+def stored_at(evaluation: Evaluation, name: str) -> Path:
+    return evaluation.vector_folder / f"{name}.{evaluation.vector_keys[name]}.safetensors"
 
 
 def stored_vectors(path: Path) -> tuple[dict[str, Tensor], list[dict]] | None:
@@ -94,6 +99,25 @@ def fit_together(known: dict[str, Tensor], rows: list) -> bool:
     if "text" in known and known["text"].shape[:1] != (len(rows),):
         return False
     return all(bool(z.isfinite().all()) for z in known.values())
+
+
+def encoder_of(clap) -> dict:
+    """How an encoder hears: seconds and sample rate of its windows, how short clips are filled."""
+    padding = getattr(clap, "padding", "tile")
+    return {"seconds": clap.seconds, "sample_rate": clap.sample_rate, "padding": padding}
+
+
+def encoder_that_made(evaluation: Evaluation) -> dict:
+    """What encoder_of said of the encoder of the stored vectors.
+
+    {} where they were stored before it was asked, or where none are left.
+    """
+    for name in evaluation.names:
+        path = stored_at(evaluation, name)
+        if path.exists():
+            with reading(str(path), "delete it: it is made again"), safe_open(path, "pt") as file:
+                return json.loads((file.metadata() or {}).get("encoder", "{}"))
+    return {}
 
 
 class Stopped(Exception):
@@ -137,7 +161,7 @@ def encode_clips(evaluation: Evaluation, name: str, path: Path) -> None:
         if texts and None not in texts:
             vectors["text"] = clap.encode_text(texts).cpu().contiguous()
         write_atomic(path.with_suffix(".json"), json.dumps(rows).encode())
-        write_tensors(vectors, path)
+        write_tensors(vectors, path, {"encoder": json.dumps(encoder_of(clap))})
         parts.remove()
     ranks.barrier()
 
@@ -183,8 +207,7 @@ def decode(evaluation: Evaluation, clip: Clip) -> tuple[Clip, Tensor | None]:
         raise Stopped
     clap, generator = evaluation.clap, torch.Generator().manual_seed(int(clip.digest[:8], 16))
     try:
-        waves = load_audio(clip.data, clap.sample_rate, clap.seconds, evaluation.crop, generator)
-        return clip, waves.view(-1, waves.shape[-1])
+        return clip, windows_of(clap, clip.data, evaluation.crop, generator)
     except ValueError as error:
         print(f"left out: {clip.where}: {error}", file=sys.stderr)
         return clip, None

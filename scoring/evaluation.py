@@ -8,9 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
 
-import torch
-
-from clap import check_encoder, load_clap
+from clap import check_encoder, load_clap, ready
 from data import Source
 from disk import DataError, digest, model_digest, read_json, sha256, weights
 from distributed import Ranks
@@ -154,9 +152,8 @@ class Evaluation:
 
     @cached_property
     def clap(self):
-        clap = load_clap(self.clap_name)
-        if isinstance(clap, torch.nn.Module):
-            clap.to(self.ranks.device)
+        # in float32, whatever the device: vectors are kept, and compared between machines
+        clap = ready(load_clap(self.clap_name), self.clap_name, self.ranks.device)
         check_encoder(self.trained_with["probe"], self.config.dim, clap, self.clap_name)
         return clap
 

@@ -16,6 +16,8 @@
     gap                     of true texts and audio: {"pairs", santa.gap's measures, "noise":
                             {"trained", "rule": {"variance", "cosine"}}}; may be empty or missing
 and, each of which may be missing:
+    encoder                 "name", and where its vectors say so "seconds", "sample_rate" (Hz) and
+                            "padding": its windows, and how shorter clips are filled up
     failed                  {benchmark: why it was not scored}
     deaf                    {benchmark: {column: clips with the same answer to the same question}}
     listening               of the last validation in training: step, val_loss, val_loss_other
@@ -137,11 +139,22 @@ def tables(results) -> tuple[list[Table], list[str]]:
     columns += [f"{name}: {COLUMNS[name]}" for name in results["columns"] if name in COLUMNS]
     notes = [
         "; ".join(f"{key}: {setting(value)}" for key, value in results["made"].items()),
+        windows(results.get("encoder") or {}),
         "; ".join(columns) + " (a: the unit vector of the audio, S: the memory's texts)",
         *results["notes"],
         *(f"{superscript(i)} {why}" for i, why in enumerate(reasons, 1)),
     ]
     return [scores, *more], [note for note in notes if note]
+
+
+def windows(encoder: dict) -> str:
+    """How the encoder heard the clips; empty where that is not known."""
+    if "seconds" not in encoder:
+        return ""
+    return (
+        f"audio: windows of {encoder['seconds']:g} s at {encoder['sample_rate']:,} Hz "
+        f"({encoder['padding']}), by {encoder['name']}"
+    )
 
 
 def warnings(results) -> list[str]:

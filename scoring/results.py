@@ -15,7 +15,7 @@ from disk import DataError, reading, replacing, write_atomic
 from distributed.parts import readable_lines
 from santa import Explanation, Santa, bridge
 from scoring import report
-from scoring.encoding import encode
+from scoring.encoding import encode, encoder_that_made
 from scoring.evaluation import DECODING, Evaluation
 from scoring.tasks import BENCHMARKS
 
@@ -30,6 +30,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
     return {
         "ckpt": evaluation.title or str(evaluation.ckpt),
         "made": made,
+        "encoder": {"name": evaluation.clap_name, **encoder_that_made(evaluation)},
         "notes": notes(evaluation),
         "titles": {name: BENCHMARKS[name].title for name in evaluation.names},
         "n": n,

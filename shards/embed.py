@@ -21,7 +21,7 @@ import torch
 import webdataset as wds
 from tqdm import tqdm
 
-from clap import encode_file, load_clap, probe, same_encoder
+from clap import encode_file, faster, load_clap, probe, ready, same_encoder
 from data import Source, find_sources, is_hidden, read_shard, read_tar
 from disk import (
     DataError,
@@ -325,9 +325,9 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     sources, broken = sources_of(args.src.rstrip("/"), args.dst), []
     device = find_device(args.device)
-    clap = load_clap(args.clap)
-    if isinstance(clap, torch.nn.Module):
-        clap.to(device)
+    clap = ready(load_clap(args.clap), args.clap, device)
+    if line := faster(clap, args.side):
+        print(f"{args.clap}: {line}")
 
     def work(name):
         broken.extend(embed(*sources[name], clap, args.clap, args.side))
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None):
     finally:
         report(broken)
         if cut := getattr(clap, "cut", 0):
-            most = clap.config.max_tokens
+            most = clap.max_tokens
             print(f"{cut:,} texts are longer than CLAP's {most} tokens: their ends were not read")
 
 

@@ -4,6 +4,7 @@ import io
 import tracemalloc
 import types
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import soundfile as sf
 import soxr
 import torch
 from scipy.signal import fftconvolve
+from transformers import ClapFeatureExtractor
 
 from audio import AudioError, decode, further_chains, load_audio, places
 
@@ -108,6 +110,30 @@ def test_short_clips_are_tiled():
     for crop in ("center", "random"):
         assert np.array_equal(load_audio(as_bytes(wave, 8000), 8000, 1, crop).numpy(), got)
     assert load_audio(as_bytes(wave, 8000), 8000, 1, "windows").shape == (1, 8000)
+
+
+@pytest.mark.parametrize("n", [999, 1000, 3001, 4000, 5000, 7999])
+def test_short_clips_are_filled_up_as_claps_extractor_does_it(n):
+    """Whole repeats and then zeros; repeats whose last is cut off; zeros alone."""
+    sizes = dict(sampling_rate=8000, max_length_s=1, hop_length=256, frequency_max=4000)
+    extractor = ClapFeatureExtractor(feature_size=32, **sizes)
+    wave, mels = music(n)[:, 0], []
+    for theirs, ours in (("repeatpad", "repeat"), ("repeat", "tile"), ("pad", "zero")):
+        whole = load_audio(as_bytes(wave, 8000), 8000, 1, padding=ours).numpy()
+        assert whole.shape == (8000,)
+        made = [
+            extractor(x, sampling_rate=8000, truncation="rand_trunc", padding=theirs)
+            for x in (wave, whole)
+        ]
+        mels.append(made[0]["input_features"][0])
+        np.testing.assert_array_equal(mels[-1], made[1]["input_features"][0])
+    alike = [np.array_equal(a, b) for a, b in pairwise([*mels, mels[0]])]
+    # a divisor's repeats fill the window; what fits once is not repeated
+    assert alike == {1000: [True, False, False], 4000: [True, False, False]}.get(
+        n, [False, False, n > 4000]
+    )
+    with pytest.raises(ValueError, match="tile, repeat, zero, not 'mirror'"):
+        load_audio(as_bytes(wave, 8000), 8000, 1, padding="mirror")
 
 
 def ramp(n):

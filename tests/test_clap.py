@@ -234,6 +234,26 @@ def laion(folder, fusion):
     return model, tok, extractor
 
 
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+def test_short_files_are_filled_up_as_the_checkpoint_says(tmp_path, padding):
+    """Against ClapFeatureExtractor on the short wave, and ClapModel on what it makes of it."""
+    model, _, extractor = laion(tmp_path, False)
+    extractor.padding = padding
+    extractor.save_pretrained(tmp_path)
+    clap, wave = load_clap(str(tmp_path)), sounds(3, 6000)[2]
+    sf.write(tmp_path / "short.wav", wave.numpy(), 16000, "FLOAT")
+    mel = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        longer = torch.zeros(1, 1, dtype=bool)
+        theirs = model.get_audio_features(input_features=mel, is_longer=longer).pooler_output[0]
+    assert (encode_file(clap, tmp_path / "short.wav") - theirs).abs().max() < 1e-5
+    clap.save_pretrained(tmp_path / "ours")
+    ours = load_clap(str(tmp_path / "ours"))
+    assert (encode_file(ours, tmp_path / "short.wav") - theirs).abs().max() < 1e-5
+    clap.padding = "tile" if padding != "repeat" else "zero"  # the difference shows
+    assert (encode_file(clap, tmp_path / "short.wav") - theirs).abs().max() > 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", [False, True])
 def test_laion_parity(fusion, tmp_path):
@@ -587,6 +607,10 @@ class Pair:
 class Half:
     dim = 3
     encode_text = 1
+
+
+class Mirror(Pair):
+    padding = "mirror"
 """
 
 
@@ -599,6 +623,8 @@ def test_your_own_pair(clap, tmp_path, monkeypatch):
         DataError, match="my_pair:Half returned .* missing encode_audio, sample_rate, seconds"
     ):
         load_clap("my_pair:Half")
+    with pytest.raises(DataError, match="my_pair:Mirror: padding must be one of .*'mirror'"):
+        load_clap("my_pair:Mirror")
     with pytest.raises(DataError, match="my_pair:Nothing: .*no attribute 'Nothing'.*factory"):
         load_clap("my_pair:Nothing")
     with pytest.raises(DataError, match="no_such_pair:Pair: No module"):

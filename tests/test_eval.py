@@ -823,7 +823,7 @@ def test_a_damaged_state_is_said_and_no_more(tmp_path, capsys):
 def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkeypatch):
     """The clips that were encoded are kept, and those that wait are not decoded."""
     bench(tmp_path, "yesno", [{"answer": "yes"}] * 70)
-    decoded, real = [], encoding.load_audio
+    decoded, real = [], encoding.windows_of
 
     def slow(*args):
         decoded.append(1)
@@ -833,7 +833,7 @@ def test_ctrl_c_while_clips_are_decoded_waits_for_none(project, tmp_path, monkey
     def interrupted(clap, group):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoding, "load_audio", slow)
+    monkeypatch.setattr(encoding, "windows_of", slow)
     encode_group = encoding.encode_group
     monkeypatch.setattr(encoding, "encode_group", interrupted)
     args = evaluation.arguments().parse_args(argv(project, tmp_path))

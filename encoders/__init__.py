@@ -1,0 +1,1 @@
+"""Encoder pairs that clap.load_clap finds by a checkpoint's config.json, beside clap.CLAP."""
