@@ -29,7 +29,7 @@ class Family(NamedTuple):
     note: str = ""  # what of it could go wrong, or why it is refused
     targets: str = ""  # LoRA's, where they must be named
     refused: str = ""  # part of the message with which it is refused; empty: it works
-    auto: type = AutoModelForCausalLM
+    auto: type = AutoModelForCausalLM  # whose checkpoints have all of the family's parts
 
 
 SIZES = {
@@ -84,8 +84,11 @@ FAMILIES = [
     Family("Phi-3, Phi-4", "phi3", WINDOW, "window"),
     Family("Phi-3.5 MoE", "phimoe", GATES, "noise in the router"),
     Family("Llama", "llama"),
-    Family("Llama 4 text", "llama4_text", GATES | {"intermediate_size_mlp": 48}
-           | {"attention_chunk_size": 8, "no_rope_layers": [1, 0]}, "chunks"),
+    Family("Llama 4", "llama4",
+           wrapper(GATES | {"intermediate_size_mlp": 48, "attention_chunk_size": 16}
+                   | {"no_rope_layers": [1, 0]}, TOWER | {"vision_output_dim": 16}
+                   | {"projector_input_dim": 16, "projector_output_dim": 16}),
+           "the text model of a wrapper, chunks", auto=AutoModelForImageTextToText),
     Family("Mistral", "mistral", WINDOW, "window"),
     Family("Ministral 3", "ministral3"),
     Family("Mistral Small 3", "mistral3",
@@ -97,7 +100,8 @@ FAMILIES = [
     Family("Qwen3", "qwen3"),
     Family("Qwen3 MoE", "qwen3_moe", EXPERTS),
     Family("Qwen3-Next", "qwen3_next", SHARED | DELTA, "linear attention"),
-    Family("Qwen3.5", "qwen3_5_text", DELTA, "linear attention"),
+    Family("Qwen3.5", "qwen3_5", wrapper(DELTA, DEPTH),
+           "the text model of a wrapper, linear attention", auto=AutoModelForImageTextToText),
     Family("Qwen3.5 MoE", "qwen3_5_moe_text", SHARED | DELTA, "linear attention"),
     Family("Qwen3-VL", "qwen3_vl", wrapper({"model_type": "qwen3_vl_text"}, DEPTH), "wrapper",
            auto=AutoModelForImageTextToText),
@@ -181,8 +185,6 @@ FAMILIES = [
            note="padding changes its answers", refused="padding"),
     Family("RWKV-4", "rwkv", {"attention_hidden_size": 32},
            note="does not know padding", refused="padding"),
-    Family("xLSTM", "xlstm", {"num_heads": 4, "num_blocks": 2, "chunk_size": 16},
-           note="logits are capped by a setting of its own", refused="last hidden state"),
     Family("XGLM", "xglm", {"ffn_dim": 48, "attention_heads": 4, "num_layers": 2, "d_model": 32}),
     Family("BioGPT", "biogpt"),
     Family("GPT", "openai-gpt",
