@@ -10,8 +10,8 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
-import warnings
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -20,14 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from peft import set_peft_model_state_dict
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from disk import (
     DataError,
@@ -40,14 +33,18 @@ from disk import (
     write_atomic,
     write_tensors,
 )
-from language.model import LanguageConfig, add_lora, freeze, load_lora
+from language.model import (
+    LanguageConfig,
+    add_lora,
+    check,
+    decoder_of,
+    forget_decoding,
+    load,
+    load_lora,
+    train_lora,
+)
 from language.prompt import Template
 from santa import Santa
-
-# SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
-# out, which makes every step wait for the GPU. Compiled before torch 2.14 it always builds a mask,
-# which FlashAttention cannot take.
-AttentionInterface.register("causal", sdpa_attention_forward)
 
 
 @dataclass
@@ -122,33 +119,24 @@ class MATS(nn.Module):
 
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
     weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
-    encoder of its vectors makes of a few texts (clap.probe), or None. Raises DataError on a
-    template, tokenizer or LLM that cannot be used.
+    encoder of its vectors makes of a few texts (clap.probe), or None. `ends` are the tokens at
+    which an answer ends, those of the model's own turns included. Raises DataError on a template,
+    tokenizer or LLM that cannot be used.
     """
 
     def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):
         super().__init__()
         self.config, self.santa, self.probe = config, None, None
-        missing = (
-            "a language model is the name of one of transformers, which is downloaded once, or a "
-            "folder (--llm, or `llm` in the model's config.json)"
-        )
-        with reading(f"language model {config.llm!r}", missing):
-            self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
+        self.tokenizer, llm = load(config, llm, tokenizer)
         self.template = Template(config.template, self.tokenizer, config.max_answer)
-        if llm is None:
-            dtype = getattr(torch, config.llm_dtype)
-            with reading(f"language model {config.llm!r}", missing):
-                llm = AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype)
-        llm = freeze(llm, config)
-        with warnings.catch_warnings():  # peft asks transformers (5.23) in a deprecated way
-            warnings.simplefilter("ignore", FutureWarning)
-            self.llm = load_lora(llm, lora) if lora else add_lora(llm, config)
+        self.ends = list(dict.fromkeys([*self.template.end, *forget_decoding(llm)]))
+        checked = check(llm, config.llm, config.prefix + self.template.longest)
+        self.maskless, self.rescale = checked
+        self.llm = load_lora(llm, lora) if lora else add_lora(llm, config)
         shape = config.prefix, config.tokens, config.layers, config.heads
         self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, *shape)
-        sliding = getattr(llm.config, "sliding_window", None)
-        self.maskless = llm.config._attn_implementation == "sdpa" and not sliding
-        positions = getattr(llm.config, "max_position_embeddings", None) or 1 << 30
+        text_config = llm.config.get_text_config()
+        positions = getattr(text_config, "max_position_embeddings", None) or 1 << 30
         self.room = positions - config.prefix  # left for the prompt and the answer
 
     @property
@@ -167,7 +155,9 @@ class MATS(nn.Module):
         """Training pads on the right: causal attention needs no mask there. Generation does."""
         if self.maskless:
             self.llm.get_base_model().set_attn_implementation("causal" if mode else "sdpa")
-        return super().train(mode)
+        super().train(mode)
+        train_lora(self.llm, mode)
+        return self
 
     def inputs(self, z: Tensor, ids: Tensor) -> Tensor:
         """z (B, D), ids (B, T) -> (B, P + T, D_llm): the prefix follows the template's head."""
@@ -186,13 +176,14 @@ class MATS(nn.Module):
         llm = self.llm.get_base_model()
         # All padding stands to the right of the answers: under causal attention, no mask is needed.
         x = self.inputs(z, ids)
-        hidden = llm.base_model(inputs_embeds=x, use_cache=False).last_hidden_state  # (B, P + T, D)
+        decoder = decoder_of(llm)
+        hidden = decoder(inputs_embeds=x, use_cache=False).last_hidden_state  # (B, P + T, D)
         # Token t of row b has index a = b T + t. It stands at t + P, behind the prefix, and the
         # position before it predicts it. With all rows joined that is position
         #     b (P + T) + t + P - 1  =  a + (b + 1) P - 1,   where b = a // T.
         before = answer + (answer // T + 1) * P - 1
         hidden = rearrange(hidden, "b t d -> (b t) d").index_select(0, before)  # (N, D)
-        logits = llm.get_output_embeddings()(hidden)  # (N, V)
+        logits = self.rescale(llm.get_output_embeddings()(hidden))  # (N, V)
         return F.cross_entropy(logits.float(), ids.flatten()[answer])
 
     @torch.no_grad()
@@ -247,10 +238,11 @@ class MATS(nn.Module):
             attention_mask=(steps >= left).long(),
             logits_processor=LogitsProcessorList(processors),
             pad_token_id=pad,
-            eos_token_id=pad,
+            eos_token_id=self.ends,
             **decoding,
         )
-        return self.tokenizer.batch_decode(out, skip_special_tokens=True)
+        said = [list(takewhile(lambda token: token not in self.ends, row)) for row in out.tolist()]
+        return self.tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def flops(self, text: float, answer: float) -> float:
         """FLOP of a training step per sample of `text` positions, of which `answer` the answer's.
@@ -267,7 +259,7 @@ class MATS(nn.Module):
         on_queries = blocks + count(mapper.proj)
         on_tokens = blocks - count(last) + count(last.kv)  # the last block drops the tokens
         trained = on_queries * self.config.prefix + on_tokens * self.config.tokens
-        frozen = (count(llm.base_model) - count(self.embed)) * (self.config.prefix + text)
+        frozen = (count(decoder_of(llm)) - count(self.embed)) * (self.config.prefix + text)
         head = count(llm.get_output_embeddings()) * answer
         return 4 * count(mapper.linear) + 6 * trained + 4 * (frozen + head)
 
@@ -282,6 +274,7 @@ class MATS(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = {f.name: getattr(self.config, f.name) for f in fields(MATSConfig)}
+        config["template"] = self.template.text  # of "chat", as it is written
         for key in ("llm", "clap"):
             if os.path.exists(config[key]):
                 path = os.path.relpath(config[key], directory)

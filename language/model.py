@@ -1,63 +1,343 @@
-"""A frozen causal language model of transformers, with LoRA."""
+"""A frozen causal language model of transformers, with LoRA.
 
+load        a name or folder -> tokenizer, model
+check       all that MATS needs of a model, tried on a few tokens when it is built
+Rescale     the output embedding's products -> logits, where a model scales or caps them
+add_lora    PEFT's LoRA on the layers that `lora_targets` names
+"""
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from disk import DataError, read_finite, read_json, reading
+
+# SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
+# out, which makes every step wait for the GPU. Compiled before torch 2.14 it always builds a mask,
+# which FlashAttention cannot take.
+AttentionInterface.register("causal", sdpa_attention_forward)
 
 
 @dataclass
 class LanguageConfig:
     llm: str = "gpt2"  # any causal LM of transformers, by name or folder; frozen
     llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16
-    template: str = "{audio}{instruction}"  # the prompt (language.prompt.Template)
+    template: str = "{audio}{instruction}"  # the prompt (language/prompt.py), or: chat
     max_answer: int = 150  # longer answers are cut, in tokens
     lora_rank: int = 8  # section 4.1
     lora_alpha: int = 32  # the paper's "scaling factor 4" is lora_alpha / lora_rank
     lora_dropout: float = 0.1  # section 4.1
-    lora_targets: str = ""  # comma-joined module names; empty: PEFT's default for the LLM
+    lora_targets: str = ""  # layers: names, a regular expression, all-linear; empty: attention's
 
 
-def freeze(llm: nn.Module, config: LanguageConfig) -> nn.Module:
-    """The LLM without gradients and without dropout, in config.llm_dtype.
+# --- loading ------------------------------------------------------------------------------------
 
-    Raises DataError where its logits are not its output embedding of the last hidden state.
+
+def load(config: LanguageConfig, llm=None, tokenizer=None):
+    """The tokenizer and the frozen model of config.llm; objects that are given are taken instead.
+
+    The model has neither gradients nor dropout, and decodes greedily whatever its checkpoint says.
+    Raises DataError where it cannot be loaded.
     """
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(llm.config, name, None) not in (None, 1, 1.0):
-            raise DataError(
-                f"{config.llm}: logits with {name} are not supported, "
-                "since the loss reads the output embedding directly"
-            )
+    missing = (
+        "a language model is the name of one of transformers, which is downloaded once, or a "
+        "folder (--llm, or `llm` in the model's config.json)"
+    )
+    with reading(f"language model {config.llm!r}", missing):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
+    if llm is None:
+        dtype = getattr(torch, config.llm_dtype)
+        with reading(f"language model {config.llm!r}", missing):
+            known = type(AutoConfig.from_pretrained(config.llm)) in MODEL_FOR_CAUSAL_LM_MAPPING
+            kind = AutoModelForCausalLM if known else AutoModelForImageTextToText
+            llm = kind.from_pretrained(config.llm, dtype=dtype)
+    take_vectors(llm)
+    return tokenizer, llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False).eval()
+
+
+def forget_decoding(llm: nn.Module) -> list[int]:
+    """Takes from a model its checkpoint's way of decoding. Returns the tokens at which it ended.
+
+    Qwen2.5-Instruct, for one, brings a repetition penalty, which would also apply to "greedy".
+    """
+    ends = llm.generation_config.eos_token_id if llm.generation_config else None
+    llm.generation_config = GenerationConfig()
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
+def take_vectors(llm: nn.Module) -> None:
+    """Lets generate() hand vectors to a wrapper, which takes them and does not say so.
+
+    transformers (5.23) looks for the name in the signature of prepare_inputs_for_generation.
+    """
+    prepare = llm.prepare_inputs_for_generation
+    if "inputs_embeds" in inspect.signature(prepare).parameters:
+        return
+
+    def prepare_with_vectors(input_ids, inputs_embeds=None, **kwargs):  # its names are asked for
+        return prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    llm.prepare_inputs_for_generation = prepare_with_vectors
+
+
+def decoder_of(llm: nn.Module) -> nn.Module:
+    """The part that turns input embeddings into hidden states, without a wrapper's other towers."""
+    decoder = llm.get_decoder()
+    return llm.model if decoder is llm else decoder  # llm itself: Llama 4, in transformers 5.23
+
+
+def train_lora(llm: nn.Module, mode: bool) -> None:
+    """Switches LoRA's dropout on or off. The frozen model stays as it is in inference.
+
+    Many families drop out by their own training flag, and not in an nn.Dropout.
+    """
+    llm.eval()
     for module in llm.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False)
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.train(mode)
+
+
+# --- logits -------------------------------------------------------------------------------------
+
+# The same field multiplies in one family and divides in another, or is not used at all.
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+class Rescale(NamedTuple):
+    """Products of the output embedding (..., V) -> logits: cap tanh(scale x / cap)."""
+
+    scale: float = 1.0
+    cap: float = 0.0  # 0: none
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = self.scale * logits
+        if self.cap:
+            logits = self.cap * torch.tanh(logits / self.cap)
+        return logits
+
+
+def rescalings(llm: nn.Module) -> list[Rescale]:
+    """All that the fields of a model's config may mean, the likeliest first."""
+    config = llm.config.get_text_config()
+    factors = [value for name in FACTORS if (value := getattr(config, name, None))]
+    caps = [value for name in CAPS if (value := getattr(config, name, None))]
+    scales = [x for factor in factors for x in (factor, 1 / factor)]
+    return [Rescale(scale, cap) for cap in [*caps, 0.0] for scale in [*scales, 1.0]]
+
+
+# --- the check ----------------------------------------------------------------------------------
+
+
+def has_values(llm: nn.Module) -> bool:
+    """Whether the weights are numbers: those of `meta` and fake tensors are shapes alone."""
+    weights = [*llm.parameters()]
+    return not any(w.is_meta or isinstance(w, FakeTensor) for w in weights)
+
+
+class Checked(NamedTuple):
+    maskless: bool  # whether it can be trained without attention masks
+    rescale: Rescale
+
+
+def check(llm: nn.Module, name: str, longest: int) -> Checked:
+    """Tries a model on a few tokens.
+
+    longest: positions of the longest sample. Raises DataError, which names the model, where it sees
+    later tokens, takes no vectors in place of tokens, has logits that no Rescale makes, or lets
+    padding into its answers.
+    """
+    maskless = llm.config._attn_implementation == "sdpa" and longest <= window_of(llm)
+    if not has_values(llm):
+        return Checked(maskless, rescalings(llm)[0])
+    model = f"language model {name!r} ({type(llm).__name__})"
+    # six tokens; the second row differs in the last one
+    first = llm.get_input_embeddings().num_embeddings // 2
+    ids = first + torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 6]])
+    ids = ids.to(llm.get_input_embeddings().weight.device)
+    with torch.no_grad(), reading(model, "MATS needs a causal model that takes vectors as input"):
+        logits = llm(input_ids=ids, use_cache=False).logits  # (2, 6, V)
+        if not alike(logits[0, :5], logits[1, :5]):
+            raise DataError(f"{model} sees the tokens that it should predict: it is not causal")
+        plain = products(llm, ids)
+        fits = [rescale for rescale in rescalings(llm) if alike(rescale(plain), logits)]
+        if not fits:
+            raise DataError(
+                f"{model}: its logits are not its output embedding of the last hidden state, "
+                "scaled or softcapped, so the loss would be wrong: choose another --llm"
+            )
+        if not alike(padded(llm, ids), torch.stack([logits[0, 3], logits[1, 5]]), looser=8):
+            raise DataError(
+                f"{model}: its answers depend on the padding in their batch: choose another --llm"
+            )
+        maskless = maskless and alike(products_without_mask(llm, ids), plain)
+    return Checked(maskless, fits[0])
+
+
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "local_attention")
+
+
+def window_of(llm: nn.Module) -> float:
+    """Positions that every layer sees at least; within so many, causal attention needs no mask."""
+    config = llm.config.get_text_config()
+    windows = [getattr(config, field, None) for field in WINDOWS]
+    return min([window for window in windows if window], default=float("inf"))
+
+
+def alike(a: Tensor, b: Tensor, looser: float = 1) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    tolerance = looser * (1e-4 if b.dtype == torch.float32 else 3e-2)
+    return bool((a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max())
+
+
+def products(llm: nn.Module, ids: Tensor) -> Tensor:
+    """(B, T, V): the output embedding of the last hidden state, as MATS.forward computes it."""
+    x = llm.get_input_embeddings()(ids)
+    hidden = decoder_of(llm)(inputs_embeds=x, use_cache=False).last_hidden_state
+    return llm.get_output_embeddings()(hidden)
+
+
+def products_without_mask(llm: nn.Module, ids: Tensor) -> Tensor:
+    """products(), under the attention of training."""
+    before = llm.config._attn_implementation
+    llm.set_attn_implementation("causal")
+    try:
+        return products(llm, ids)
+    finally:
+        llm.set_attn_implementation(before)
+
+
+def padded(llm: nn.Module, ids: Tensor) -> Tensor:
+    """Logits (2, V) after the first four tokens of row 0, and all six of row 1, in one batch."""
+    x, places = llm.get_input_embeddings()(ids), torch.arange(6, device=ids.device)
+    x = torch.stack([x[0].roll(2, dims=0), x[1]])
+    mask = (places >= torch.tensor([[2], [0]], device=ids.device)).long()
+    how = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    out = llm.generate(
+        inputs_embeds=x,
+        attention_mask=mask,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **how,
+    )
+    return out.logits[0]
+
+
+# --- LoRA ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def using_peft(what: str, advice: str) -> Iterator[None]:
+    """disk.reading, without a warning: peft asks transformers (5.23) in a deprecated way."""
+    with warnings.catch_warnings(), reading(what, advice):
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def linear_layers(llm: nn.Module) -> list[str]:
+    """Full names of all linear layers but the output embedding."""
+    head = llm.get_output_embeddings()
+    return [
+        name
+        for name, module in llm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def targets_of(llm: nn.Module, targets: str) -> list[str]:
+    """The layers that get LoRA, as PEFT takes them: last names, or full names in a wrapper.
+
+    targets: as LanguageConfig.lora_targets. Raises DataError, with the candidates, where a name
+    fits no layer.
+    """
+    inside = {id(module) for module in decoder_of(llm).modules()}
+    modules, every = dict(llm.named_modules()), linear_layers(llm)
+    layers = [name for name in every if id(modules[name]) in inside]  # a wrapper has others
+    found = [name for name in layers if is_target(name, targets)]
+    if not targets:
+        found = default_targets(llm, layers)
+    missing = []
+    if not is_pattern(targets):
+        wanted = [target.strip() for target in targets.split(",") if target != "all-linear"]
+        missing = [name for name in wanted if name and not any(named(n, name) for n in layers)]
+    if missing or not found:
+        last = sorted({name.rpartition(".")[2] for name in layers})
+        raise DataError(
+            f"--lora_targets={targets or ''}: {type(llm).__name__} has no such layer"
+            f"{': ' + ', '.join(missing) if missing else ''}; it has {', '.join(last) or 'none'} "
+            "(names, a regular expression for whole names, or all-linear)"
+        )
+    short = sorted({name.rpartition(".")[2] for name in found})
+    if [name for name in every if name.rpartition(".")[2] in short] == found:
+        return short
+    return found
+
+
+def is_pattern(targets: str) -> bool:
+    return bool(re.search(r"[*+?^$|()\[\]{}\\]", targets))
+
+
+def named(layer: str, target: str) -> bool:
+    return layer == target or layer.endswith(f".{target}")
+
+
+def is_target(layer: str, targets: str) -> bool:
+    if targets == "all-linear":
+        return True
+    if is_pattern(targets):
+        with reading(f"--lora_targets={targets}", "it should be a regular expression"):
+            return bool(re.fullmatch(targets, layer))
+    return any(named(layer, target.strip()) for target in targets.split(",") if target.strip())
+
+
+def default_targets(llm: nn.Module, layers: list[str]) -> list[str]:
+    """PEFT's default for this family; else the attention's projections."""
+    names = PEFT_TARGETS.get(llm.config.get_text_config().model_type, [])
+    found = [layer for layer in layers if any(named(layer, name) for name in names)]
+    return found or [layer for layer in layers if re.search(r"att(n|ention)[^.]*\.", layer)]
 
 
 def add_lora(llm: nn.Module, config: LanguageConfig) -> nn.Module:
-    """Raises DataError where lora_targets are missing, or name no layer of the LLM."""
+    """Raises DataError where lora_targets name no layer of the model, or PEFT refuses them."""
+    targets, modules = targets_of(llm, config.lora_targets), dict(llm.named_modules())
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.lora_targets.split(",") if config.lora_targets else None,
-        fan_in_fan_out=llm.config.model_type == "gpt2",
+        target_modules=targets,
+        fan_in_fan_out=any(
+            isinstance(module, Conv1D) and any(named(name, target) for target in targets)
+            for name, module in modules.items()
+        ),
     )
-    linear = {
-        name.split(".")[-1]
-        for name, module in llm.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-    }
-    with reading(
-        f"LoRA on {config.llm}",
-        f"name its layers: --lora_targets=NAME,NAME ({', '.join(sorted(linear))})",
-    ):
+    with using_peft(f"LoRA on {config.llm}", "change --lora_targets or --lora_rank"):
         return get_peft_model(llm, lora)
 
 
@@ -65,5 +345,5 @@ def load_lora(llm: nn.Module, folder: str) -> nn.Module:
     """Raises DataError, naming the file, where the adapter cannot be read or does not fit."""
     read_json(f"{folder}/adapter_config.json")
     read_finite(f"{folder}/adapter_model.safetensors")
-    with reading(folder, "is it the adapter of another language model?"):
+    with using_peft(folder, "is it the adapter of another language model?"):
         return PeftModel.from_pretrained(llm, folder, is_trainable=True)

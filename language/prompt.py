@@ -1,44 +1,76 @@
-"""An instruction -> tokens, with a place for the prefix."""
+"""An instruction -> tokens, with a place for the prefix; an answer -> tokens, with an end."""
 
 import re
 
-from disk import DataError
+from disk import DataError, reading
 
 
 class Template:
     """Tokens around the prefix.
 
-    `{audio}` is the place of the prefix, `{instruction}` of the instruction, `{tag}` of the
-    sample's tag (the released code has one for each data set); it vanishes where there is none.
+    `{audio}` is the place of the prefix, `{instruction}` of the instruction, `{answer}` of the
+    answer; `{tag}` of the sample's tag (the released code has one for each data set), which
+    vanishes where there is none.
 
         "{audio}{instruction}"                                                   GPT-2, as in Eq. 1
         "USER: <Speech>{audio}</Speech> {tag} {instruction}\\nASSISTANT:"        Vicuna, as released
+        "[INST] {audio} {instruction} [/INST] {answer}</s>"             with the place of the answer
+        "chat"                                                    the tokenizer's own chat template
 
-    The answer follows after a space, is cut at `max_answer` tokens, and ends with the end-of-text
-    token. `head` holds the tokens before the prefix. Control tokens of the template count; those in
-    an instruction, a tag or an answer are plain text. Raises DataError on a template without its
-    places, and on a tokenizer without an end-of-text token.
+    An answer is cut at `max_answer` tokens, and ends with the control token after `{answer}`, or
+    with the end-of-text token. Without `{answer}` it follows after a space. `head` holds the tokens
+    before the prefix: first those that the tokenizer itself puts before a text. Control tokens of
+    the template count; those in an instruction, a tag or an answer are plain text.
+
+    Attributes: text, the template as it is written, that of "chat" included; end, the ids at which
+    an answer may end, its own first; longest, the most tokens of a sample.
+    Raises DataError on a template without its places, and on a tokenizer without an end-of-text
+    token.
     """
 
     def __init__(self, template: str, tokenizer, max_answer=150, max_prompt=512):
-        if template.count("{audio}") != 1 or "{instruction}" not in template:
-            raise DataError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
-        self.before, self.after = template.split("{audio}")
-        if "{instruction}" in self.before:
-            raise DataError(
-                f"template {template!r}: the text before {{audio}} is the same for all samples, "
-                "so {instruction} must come after it"
-            )
+        self.text = template = chat(tokenizer) if template == "chat" else template
+        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
+        check_places(template)
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no end-of-text token: an answer could never end")
-        self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
-        self.head = self.ids([self.before], control=True)[0]
-        control = "|".join(map(re.escape, tokenizer.all_special_tokens))
-        self.pieces = re.split(f"({control})", self.after)  # text, control token, text, ...
-        if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id):
-            self.head = [tokenizer.bos_token_id, *self.head]
-        # SentencePiece adds this space by itself; byte-level BPE does not.
-        self.space = "" if tokenizer.tokenize("a")[0].startswith("\u2581") else " "
+        prompt, slot, tail = template.partition("{answer}")
+        self.end = [*self.end_after(tail), tokenizer.eos_token_id]
+        # An answer's first word carries the space before it. SentencePiece adds that by itself,
+        # byte-level BPE does not.
+        self.adds_space = tokenizer.tokenize("a")[0].startswith("\u2581")
+        self.spaced = not slot or prompt.endswith(" ")
+        before, after = prompt.removesuffix(" " if slot else "").split("{audio}")
+        self.head = with_start(self.ids([before], control=True)[0], tokenizer)
+        control = "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
+        self.pieces = re.split(f"({control})", after)  # text, control token, text, ...
+
+    @property
+    def longest(self) -> int:
+        return len(self.head) + self.max_prompt + self.max_answer + 1
+
+    def end_after(self, tail: str) -> list[int]:
+        """The id of the control token after {answer}; empty where none is written."""
+        if not tail.strip():
+            return []
+        if tail.strip() not in control_tokens(self.tokenizer):
+            raise DataError(
+                f"template {self.text!r}: after {{answer}} stands {tail!r}, which is no control "
+                f"token of the tokenizer ({', '.join(control_tokens(self.tokenizer))})"
+            )
+        return [self.tokenizer.convert_tokens_to_ids(tail.strip())]
+
+    def answer_ids(self, answers: list[str]) -> list[list[int]]:
+        """Token ids of each answer, as they follow the prompt, without its end."""
+        answers = [answer.strip() for answer in answers]
+        if self.spaced:
+            space = "" if self.adds_space else " "
+            return self.ids([space + answer for answer in answers])
+        if not self.adds_space:
+            return self.ids(answers)
+        # after a line break, SentencePiece adds no space
+        (line,) = self.ids(["\n"])
+        return [ids[len(line) :] for ids in self.ids(["\n" + answer for answer in answers])]
 
     def ids(self, texts: list[str], control=False) -> list[list[int]]:
         """Token ids of each text. Equal ones are tokenised once: labels and instructions repeat.
@@ -110,7 +142,7 @@ class Template:
         prompts = self.prompts([sample["instruction"] for sample in samples], tags, longer)
         answers = [sample["answer"] for sample in samples]
         answers = [answer[0] if isinstance(answer, list) else answer for answer in answers]
-        answers = self.ids([self.space + answer.strip() for answer in answers])
+        answers = self.answer_ids(answers)
         if problems is not None:
             limits = (("prompt", self.max_prompt, longer), ("answer", self.max_answer, None))
             for what, limit, found in limits:
@@ -121,7 +153,7 @@ class Template:
                     f"cut to {limit}"
                     for i, n in found.items()
                 ]
-        end = [self.tokenizer.eos_token_id]
+        end = self.end[:1]
         return [
             (self.head + prompt + answer[: self.max_answer] + end, len(self.head) + len(prompt))
             for prompt, answer in zip(prompts, answers)
@@ -134,3 +166,67 @@ def fill(template: str, instruction: str, tag: str) -> str:
     parts = re.split(r"(\{tag\}|\{instruction\})", template)
     words = {"{tag}": tag, "{instruction}": instruction}
     return "".join(words.get(part, part) for part in parts)
+
+
+# Some templates write today's date: the prompt of a run would change from one day to the next.
+ONE_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+
+
+def chat(tokenizer) -> str:
+    """The tokenizer's chat template with places for prefix, instruction and answer.
+
+    Thinking is switched off where the template has it. Raises DataError where there is no chat
+    template, or it takes no such conversation.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            f"template 'chat': the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+            "choose a model that was tuned to follow instructions, or write a template"
+        )
+    user = {"role": "user", "content": "{audio}\n{tag} {instruction}"}
+    model = {"role": "assistant", "content": "{answer}"}
+    how = {"tokenize": False, "enable_thinking": False}
+    how["chat_template"] = ONE_DAY + tokenizer.chat_template
+    with reading("template 'chat'", "write the template instead: --template='...{audio}...'"):
+        asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **how)
+        whole = tokenizer.apply_chat_template([user, model], **how)
+    before, _, after = whole.partition("{answer}")
+    if not before.startswith(asked):  # a past turn is written in another way than the one to come
+        before = asked
+    if before.rstrip().endswith("<think>"):
+        before = before.rstrip() + "\n\n</think>\n\n"
+    found = [token for token in control_tokens(tokenizer) if token in after]
+    end = min(found, key=after.index, default="")
+    return before + "{answer}" + end
+
+
+def check_places(template: str) -> None:
+    """Raises DataError on a template without its places, or with them in another order."""
+    before, audio, after = template.partition("{audio}")
+    if template.count("{audio}") != 1 or "{instruction}" not in template:
+        raise DataError(f"template {template!r} needs {{audio}} once, then {{instruction}}")
+    if "{instruction}" in before or "{tag}" in before:
+        raise DataError(
+            f"template {template!r}: the text before {{audio}} is the same for all samples, "
+            "so {instruction} and {tag} must come after it"
+        )
+    prompt, _, tail = after.partition("{answer}")
+    if "{answer}" in before + tail or "{instruction}" not in prompt or "{tag}" in tail:
+        raise DataError(f"template {template!r}: {{answer}} may stand once, after {{instruction}}")
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """All control tokens, as they are written."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def with_start(ids: list[int], tokenizer) -> list[int]:
+    """The ids of a prompt's beginning, after the tokens that the tokenizer itself puts there.
+
+    Where one merely exists, as in SmolLM2-Instruct, it was not used in training either.
+    """
+    whole, plain = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    places = range(len(whole) - len(plain) + 1)
+    start = next((whole[:i] for i in places if whole[i : i + len(plain)] == plain), [])
+    return ids if ids[: len(start)] == start else start + ids

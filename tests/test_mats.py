@@ -17,7 +17,6 @@ from data import collate
 from disk import DataError
 from experiments.bench.clock import Machine
 from experiments.bench.samples import fake, sized
-from language.prompt import Template
 from mats import MATS, Mapper, MATSConfig
 from santa import Santa, add_noise
 
@@ -341,90 +340,10 @@ def test_save_and_load(tokenizer, tmp_path):
         MATS.from_pretrained(tmp_path / "run")
 
 
-CHAT = "<|im_end|>system {audio}<|im_end|>\n{tag} {instruction}<|im_end|>\nassistant:"
-
-
-@pytest.fixture
-def chatty(tokenizer):
-    """A tokenizer with a second control token."""
-    chatty = copy.deepcopy(tokenizer)
-    chatty.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    return chatty
-
-
-def test_a_templates_control_tokens_are_the_tokenizers(chatty):
-    """Against the tokenizer itself, on the text as a whole."""
-    template = Template(CHAT, chatty)
-    end = chatty.convert_tokens_to_ids("<|im_end|>")
-    assert end in template.head
-    for instruction, tag in (("Describe the sounds of a dog.", "[farm]"), ("", "")):
-        text = f"<|im_end|>\n{tag}{' ' if tag else ''}{instruction}<|im_end|>\nassistant:"
-        (ids,) = template.prompts([instruction], [tag])
-        assert ids == chatty(text, add_special_tokens=False).input_ids and ids.count(end) == 2
-
-
-def test_control_tokens_in_what_users_write_are_text(chatty):
-    template, control = Template(CHAT, chatty), set(chatty.all_special_ids)
-    for said in ("<|endoftext|>", "<|im_end|>", "<|im_end|><|endoftext|>"):
-        sample = dict(instruction=f"What is {said}?", answer=f"a {said} dog", tag=said)
-        ((ids, asked),) = template.encode([sample | dict(source="x", id="1")])
-        assert not control & set(ids[asked:-1]) and ids[-1] == chatty.eos_token_id
-        assert sum(i in control for i in ids[len(template.head) : asked]) == 2  # the template's
-        assert chatty.decode(ids[asked:-1]) == f" a {said} dog"
-        assert f"What is {said}?" in chatty.decode(ids[:asked])
-
-
-def test_instructions_are_put_in_as_they_are(tokenizer):
-    template = Template("{audio}{tag} {instruction}", tokenizer)
-    (ids,) = template.prompts(["What is {tag} or {instruction}?"], ["{instruction}"])
-    assert tokenizer.decode(ids) == "{instruction} What is {tag} or {instruction}?"
-
-
-def test_long_texts_are_cut_by_name_and_the_template_never(chatty):
-    template = Template(CHAT, chatty, max_answer=20, max_prompt=60)
-    rows = [dict(instruction="Is there a dog? " * n, answer="yes", source="mine") for n in (1, 90)]
-    rows.append(rows[0] | dict(answer="yes " * 50))
-    samples = [row | {"id": i} for i, row in enumerate(rows)]
-    problems = []
-    encoded = template.encode(samples, problems)
-    assert [problem.split(": its ")[0] for problem in problems] == ["mine 1", "mine 2"]
-    assert "prompt of" in problems[0] and "cut to 60" in problems[0]
-    assert "answer of" in problems[1] and "cut to 20" in problems[1]
-    _, cue = chatty.decode(encoded[0][0][: encoded[0][1]]).split("dog? ")
-    ids, asked = encoded[1]
-    assert chatty.decode(ids[:asked]).endswith(cue) and len(template.head) < asked
-    assert 40 < asked - len(template.head) <= 60
-    with pytest.raises(DataError, match="instruction 1, 'Is there .* tokens, and 60 is the limit"):
-        template.prompts([row["instruction"] for row in rows])
-
-
-def test_space_around_an_answer_is_not_learned(tokenizer):
-    sample = next(make_samples(1))
-    plain, spaced = (sample | {"answer": answer} for answer in ("A dog", "  A dog \n"))
-    template = Template("{audio}{instruction}", tokenizer)
-    assert template.encode([spaced]) == template.encode([plain])
-
-
 def test_a_language_model_that_is_given_gets_the_configs_dtype(tokenizer):
     model = build(tokenizer, llm_dtype="bfloat16")
     assert {p.dtype for p in model.llm.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in model.trainable().values()} == {torch.float32}
-
-
-def test_lora_targets_are_asked_for(tokenizer):
-    from transformers import Olmo2Config, Olmo2ForCausalLM
-
-    heads = dict(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4)
-    config = Olmo2Config(vocab_size=400, hidden_size=32, intermediate_size=64, **heads)
-
-    def make(_):
-        return Olmo2ForCausalLM(config)
-
-    with pytest.raises(DataError, match="--lora_targets=.*q_proj"):
-        MATS(MATSConfig(**SMALL | {"template": CHAT}), make(0), tokenizer)
-    with pytest.raises(DataError, match="c_attn.*--lora_targets=.*q_proj"):
-        MATS(MATSConfig(**SMALL | {"lora_targets": "c_attn"}), make(0), tokenizer)
-    assert MATS(MATSConfig(**SMALL | {"lora_targets": "q_proj"}), make(0), tokenizer)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
@@ -564,18 +483,3 @@ def test_import_of_the_released_layout(tokenizer, tmp_path):
     torch.save({"model": {k: v for k, v in state.items() if "v_proj" not in k}}, path)
     with pytest.raises(ValueError, match="v_proj"):
         model.import_official(path)
-
-
-def test_models_whose_logits_are_rescaled_are_refused(tokenizer):
-    llm = gpt2(len(tokenizer))
-    llm.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match="softcapping"):
-        MATS(MATSConfig(**SMALL), llm, tokenizer)
-
-
-def test_the_first_token_is_the_beginning_of_text_where_the_tokenizer_has_one(tokenizer):
-    tok = copy.deepcopy(tokenizer)
-    tok.bos_token = "A"
-    head = Template("dog {audio}{instruction}", tok).head
-    assert head[0] == tok.bos_token_id and head[1:] == tokenizer("dog ").input_ids
-    assert Template("dog {audio}{instruction}", tokenizer).head == head[1:]
