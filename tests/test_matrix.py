@@ -1,11 +1,13 @@
 """Language models of every family, small and random: each works, or is refused in one line."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from disk import DataError
-from experiments.matrix.__main__ import main
+from experiments.matrix.__main__ import COLUMNS, expected, main
 from experiments.matrix.checks import CHECKS, FAST, build, problems
 from experiments.matrix.families import FAMILIES
 from mats import MATS
@@ -131,9 +133,28 @@ def test_a_check_finds_its_fault(kind, fault, name, tmp_path, monkeypatch):
 
 def test_the_table(capsys):
     main(["--only", "gpt2,bert"])
-    head, _, works, refused = capsys.readouterr().out.splitlines()
-    assert head.count("|") == works.count("|") == refused.count("|")
+    head, line, works, refused = capsys.readouterr().out.splitlines()
+    assert {row.count("|") for row in (head, line, works, refused)} == {7}
     assert works.startswith("| GPT-2 | `gpt2` | works | c_attn |")
-    assert refused.startswith("| BERT | `bert` | refused |")
+    assert refused.startswith("| BERT | `bert` | refused: ")
     with pytest.raises(DataError, match="--only: no gpt-2 among .*llama"):
         main(["--only", "gpt-2,llama"])
+
+
+def test_a_family_that_is_not_as_expected_is_named(capsys, monkeypatch):
+    wrong = [BY_TYPE["gpt2"]._replace(refused="padding"), BY_TYPE["bert"]._replace(refused="")]
+    monkeypatch.setattr("experiments.matrix.__main__.FAMILIES", wrong)
+    with pytest.raises(DataError, match="says: GPT-2, BERT$"):
+        main([])
+    assert "not causal" in capsys.readouterr().out
+
+
+def test_the_documentation_has_the_whole_table():
+    text = (Path(__file__).parents[1] / "docs/models.md").read_text()
+    rows = [
+        line.strip("| ").split(" | ")[:3] for line in text.splitlines() if "`model_type`" in line
+    ]
+    assert rows == [list(COLUMNS[:3])]
+    table = text.partition("`model_type`")[2].partition("\n\n")[0].splitlines()[2:]
+    got = [tuple(cell.strip() for cell in row.split("|")[1:4]) for row in table]
+    assert got == [(family.name, f"`{family.type}`", expected(family)) for family in FAMILIES]

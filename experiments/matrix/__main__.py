@@ -19,22 +19,29 @@ from disk import DataError, command
 from experiments.matrix.checks import build, lora_names, loss_error, problems, seconds_to_load
 from experiments.matrix.families import FAMILIES, Family
 
-COLUMNS = ("language model", "`model_type`", "", "LoRA on", "loss", "load", "")
+COLUMNS = ("language model", "`model_type`", "with MATS", "LoRA on", "loss", "load")
 
 
 def row(family: Family, folder: Path) -> tuple[str, ...]:
     """A line of the table."""
-    first = family.name, f"`{family.type}`"
+    name = family.name, f"`{family.type}`"
     try:
         case = build(family, folder)
     except DataError as error:
-        expected = family.refused and family.refused in str(error)
-        return *first, "refused", "", "", "", family.note if expected else str(error)
+        foreseen = family.refused and family.refused in str(error)
+        return *name, expected(family) if foreseen else f"refused: {error}", "", "", ""
     lora = ", ".join(lora_names(case.model))
     if found := problems(case):
-        return *first, "fails", lora, "", "", "; ".join(f"{k}: {v}" for k, v in found.items())
-    measured = f"{loss_error(case):.0e}", f"{seconds_to_load(case):.1f}"
-    return *first, "works", lora, *measured, family.note
+        return *name, "; ".join(f"{check}: {it}" for check, it in found.items()), lora, "", ""
+    works = "works" if family.refused else expected(family)
+    return *name, works, lora, f"{loss_error(case):.0e}", f"{seconds_to_load(case):.1f} s"
+
+
+def expected(family: Family) -> str:
+    """The table's word for a family."""
+    if family.refused:
+        return f"refused: {family.note}"
+    return f"works ({family.note})" if family.note else "works"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,11 +57,15 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     chosen = [family for family in FAMILIES if not only or family.type in only]
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for i, family in enumerate(tqdm(chosen, unit=" models", disable=None)):
             rows.append(row(family, Path(folder) / str(i)))
-    print("\n".join(f"| {' | '.join(cells)} |" for cells in rows))
+    for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows):
+        print(f"| {' | '.join(cells)} |")
+    wrong = [family.name for family, cells in zip(chosen, rows) if cells[2] != expected(family)]
+    if wrong:
+        raise DataError(f"not as experiments/matrix/families.py says: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":
