@@ -3,6 +3,7 @@
     python sample.py dog.wav                                       what is in it?
     python sample.py *.mp3 --ask "Is there a siren?" --json        one JSON line per file
     python sample.py dog.wav --ckpt out/mats_gpt2/model --bridge none
+    python sample.py dog.wav --explain                             and which texts were retrieved?
 
 Any format that libsndfile reads, any length. Files that cannot be read are named on stderr, and the
 exit status is then 1.
@@ -11,7 +12,7 @@ exit status is then 1.
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from clap import check_encoder, encode_file, load_clap
 from disk import DataError, command
 from distributed import find_device
 from mats import MATS, read_config
-from santa import BRIDGES, RELEASED_NORM, bridge
+from santa import BRIDGES, RELEASED_NORM, Bridge, Explanation, bridge
 
 
 def options(argv):
@@ -38,6 +39,8 @@ def options(argv):
     add("--seed", type=int, default=0, help="of random crops and fresh noise")
     add("--batch", type=int, default=32)
     add("--json", action="store_true", help="JSON lines: file, instruction, answer")
+    retrieved = "also the texts of the memory that the bridge retrieved, with their weights"
+    add("--explain", action="store_true", help=retrieved)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.batch < 1:
@@ -56,6 +59,8 @@ def main(argv=None) -> int:
     check_question(model, args.ask)
     generator = torch.Generator().manual_seed(args.seed)
     across = bridge_of(model, args.bridge, generator)
+    if args.explain:
+        check_texts(across, args.ckpt)
     clap = load_clap(name)
     if isinstance(clap, torch.nn.Module):
         clap.to(device)
@@ -73,8 +78,9 @@ def main(argv=None) -> int:
                 print(f"sample.py: {reason}", file=sys.stderr)
                 failed += 1
         if files:
-            for file, answer in zip(files, answers(model, across(torch.stack(vectors)), args.ask)):
-                show(args, file, answer)
+            z, explanations = across.explain(torch.stack(vectors))
+            for each in zip(files, answers(model, z, args.ask), explanations):
+                show(args, *each)
     return 1 if failed else 0
 
 
@@ -96,8 +102,8 @@ def answers(model: MATS, z: torch.Tensor, question: str) -> list[str]:
         raise DataError(f"--ask: {error}") from error
 
 
-def bridge_of(model: MATS, name: str | None, generator) -> Callable:
-    """The bridge of that name, as a function of unit vectors (B, D)."""
+def bridge_of(model: MATS, name: str | None, generator) -> Bridge:
+    """The bridge of that name, of unit vectors (B, D)."""
     name = name or ("none" if model.santa is None else "santa")
     if name == "shift":
         raise DataError(
@@ -111,18 +117,59 @@ def bridge_of(model: MATS, name: str | None, generator) -> Callable:
     except ValueError as error:
         raise DataError(f"--bridge {name}: {error}") from error
     if name == "official":
-        return lambda z: across(RELEASED_NORM * z)
+        return replace(across, prepare=lambda z: RELEASED_NORM * z)
     return across
 
 
-def show(args, file, answer):
+def check_texts(across: Bridge, ckpt: str) -> None:
+    """Says on stderr where the bridge reads a memory that keeps no texts."""
+    if across.santa is not None and across.santa.texts is None:
+        print(
+            f"sample.py: {ckpt} keeps no texts beside its memory, as it is of an earlier version: "
+            f"rows go by number. To add the texts, delete {Path(ckpt) / 'step.json'} and repeat "
+            "the model's train command, which then only writes it again",
+            file=sys.stderr,
+        )
+
+
+def show(args, file, answer, explanation):
     if args.json:
         line = {"file": file, "instruction": args.ask, "answer": answer}
+        if args.explain:
+            line["explain"] = as_json(explanation)
         print(json.dumps(line, ensure_ascii=False))
-    elif len(args.files) == 1:
-        print(answer)
-    else:
-        print(f"{file}: {answer}")
+        return
+    print(answer if len(args.files) == 1 else f"{file}: {answer}")
+    if args.explain:
+        for line in lines(explanation):
+            print(f"    {line}")
+
+
+def lines(explanation: Explanation) -> list[str]:
+    """What the bridge did, then the retrieved texts with their weights, a line each."""
+    turned = (
+        f"the bridge turned the vector by {explanation.degrees:.1f} degrees "
+        f"(cosine {explanation.cosine:.2f})"
+    )
+    if not explanation.retrieved:
+        return [f"{turned}; it retrieved no text"]
+    if cluster := explanation.cluster:
+        turned = f"cluster {cluster.number} of {cluster.of} ({cluster.size} texts); {turned}"
+    texts = [one.text or f"row {one.row}" for one in explanation.retrieved]
+    found = [
+        f"{one.weight:.3f}  {' '.join(text.split())}"
+        for one, text in zip(explanation.retrieved, texts)
+    ]
+    more = [f"and {explanation.more:,} more"] if explanation.more else []
+    return [turned, *found, *more]
+
+
+def as_json(explanation: Explanation) -> dict:
+    cluster, retrieved = explanation.cluster, explanation.retrieved
+    return explanation._asdict() | {
+        "cluster": cluster and cluster._asdict(),
+        "retrieved": [one._asdict() for one in retrieved],
+    }
 
 
 if __name__ == "__main__":

@@ -3,15 +3,18 @@
     texts ──► add_noise ──► memory (M, D) ──► kmeans ──► centers (K, D), labels (M,)   Santa.build
     audio z (B, D) ──► closest center ──► its L closest rows ──► their blend with z    Eq. 6-7
 
-`bridge` gives any of BRIDGES as a function (B, D) -> (B, D); `noise_variance` and `gap` measure the
-gap itself. Tensors only: nothing is learned, no gradients flow. Random numbers are drawn on the
-generator's device and then moved: a CPU generator gives the same numbers for tensors anywhere.
+`bridge` gives any of BRIDGES as a function (B, D) -> (B, D), whose `explain` also tells the texts
+that were retrieved; `noise_variance` and `gap` measure the gap itself. Nothing is learned, no
+gradients flow. Random numbers are drawn on the generator's device and then moved: a CPU generator
+gives the same numbers for tensors anywhere.
 """
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -45,13 +48,6 @@ def _chunks(x, row):
     return x.split(max(1, SCRATCH.get(x.device.type, SCRATCH["cuda"]) // row))
 
 
-def _over(f, z, memory, row):
-    """f(z) for z (B, D), in chunks, with the memory's precision and device; returned where z is."""
-    if z.ndim != 2 or z.shape[1] != memory.shape[1]:
-        raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
-    return torch.cat([f(a) for a in _chunks(z.to(memory), row)]).to(z.device)
-
-
 def _check_rows(x, name, rows=None, width=None):
     """Raises ValueError unless x is a finite float matrix, of so many rows and columns if given."""
     fits = x.ndim == 2 and rows in (None, len(x)) and width in (None, x.shape[1])
@@ -64,6 +60,16 @@ def _check_rows(x, name, rows=None, width=None):
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise ValueError(f"{name}: row {bad[0]} is not finite{more}")
+
+
+def _check_texts(texts, rows):
+    """Raises ValueError unless texts is None, or a list of a string or None for each row."""
+    if texts is None:
+        return
+    if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
+        raise ValueError("texts must be a list of strings")
+    if len(texts) != rows:
+        raise ValueError(f"{len(texts)} texts for {rows} rows: each row needs its own")
 
 
 @torch.no_grad()
@@ -219,16 +225,37 @@ def kmeans(x: Tensor, k: int, iters=100, generator=None, init="++") -> tuple[Ten
     return centers + mean, _assign(x, centers, labels)[0]
 
 
+class Moved(NamedTuple):
+    """What a bridge made of audio vectors (B, D), and of which rows of the memory."""
+
+    z: Tensor  # (B, D)
+    rows: Tensor | None = None  # (B, R), -1 where fewer than R were retrieved; None: nothing was
+    weights: Tensor | None = None  # (B, R), each row's share in the text that was blended
+    cluster: Tensor | None = None  # (B,)
+
+
 class Santa(nn.Module):
     """Strongly-related noisy text with audio: section 3.4, Eq. 6-7.
 
     memory (M, D): noisy text vectors; centers (K, D) and labels (M,) from `kmeans`; L rows
     retrieved, temperature tau, share of the text lam. `clean` (M, D) are the same texts without
     noise, `variance` that noise: other bridges need them, Santa's forward does not. All tensors are
-    buffers, so .to(device) moves them. Row i of the memory stays text i.
+    buffers, so .to(device) moves them. Row i of the memory stays text i: `texts` are the M texts,
+    each None where only its vector is known; they show what was retrieved, and compute nothing.
     """
 
-    def __init__(self, memory, centers, labels, L=32, tau=0.1, lam=0.3, clean=None, variance=0.015):
+    def __init__(
+        self,
+        memory,
+        centers,
+        labels,
+        L=32,
+        tau=0.1,
+        lam=0.3,
+        clean=None,
+        variance=0.015,
+        texts: list[str | None] | None = None,
+    ):
         super().__init__()
         _check_rows(memory, "memory")
         _check_rows(centers, "centers", width=memory.shape[1])
@@ -238,7 +265,9 @@ class Santa(nn.Module):
             raise ValueError(f"labels must be ({len(memory)},) integers below {len(centers)}")
         if int(L) != L or L < 1 or not tau > 0 or not 0 <= lam <= 1:
             raise ValueError(f"need a whole L >= 1, tau > 0, 0 <= lam <= 1, not {L}, {tau}, {lam}")
+        _check_texts(texts, len(memory))
         self.L, self.tau, self.lam, self.variance = int(L), tau, lam, variance
+        self.texts = texts
         # numbers that a query takes
         self.scratch = max(len(memory), (self.L + SLACK) * memory.shape[1])
         self.register_buffer("memory", _floats(memory))
@@ -248,15 +277,26 @@ class Santa(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def build(cls, text_vectors, m=5172, k=100, variance=0.015, generator=None, **hyper) -> "Santa":
+    def build(
+        cls,
+        text_vectors,
+        m=5172,
+        k=100,
+        variance=0.015,
+        generator=None,
+        texts: list[str | None] | None = None,
+        **hyper,
+    ) -> "Santa":
         """A Santa on m random rows of text_vectors (N, D), all where N <= m: noise, then k-means.
 
-        `variance` 0 gives the clean memory of Table 4's w/o GN; `hyper` are L, tau and lam. Raises
-        ValueError if there are fewer rows than k clusters.
+        `variance` 0 gives the clean memory of Table 4's w/o GN; `hyper` are L, tau and lam. `texts`
+        are the N texts themselves. Raises ValueError if there are fewer rows than k clusters, or
+        another number of texts.
         """
         _check_rows(text_vectors, "text_vectors")
-        order = _draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)
-        clean = _unit(text_vectors[order[:m]])
+        _check_texts(texts, len(text_vectors))
+        order = _draw(torch.randperm, text_vectors, len(text_vectors), generator=generator)[:m]
+        clean = _unit(text_vectors[order])
         if k > len(clean):
             found = f"{len(clean)} memory rows (m = {m}, {len(text_vectors)} texts)"
             raise ValueError(
@@ -264,11 +304,13 @@ class Santa(nn.Module):
             )
         memory = add_noise(clean, variance, generator)
         centers, labels = kmeans(memory, k, generator=generator)
-        return cls(memory, centers, labels, clean=clean, variance=variance, **hyper)
+        hyper |= {"clean": clean, "variance": variance}
+        kept = None if texts is None else [texts[i] for i in order.tolist()]
+        return cls(memory, centers, labels, texts=kept, **hyper)
 
     def but(self, **changes) -> "Santa":
         """This Santa with some other arguments, as in santa.but(tau=0.05). Tensors are shared."""
-        names = ("memory", "centers", "labels", "L", "tau", "lam", "clean", "variance")
+        names = ("memory", "centers", "labels", "L", "tau", "lam", "clean", "variance", "texts")
         return Santa(**{name: getattr(self, name) for name in names} | changes)
 
     @torch.no_grad()
@@ -292,11 +334,17 @@ class Santa(nn.Module):
         far, best = far.topk(min(self.L, len(self.memory)), largest=False)  # (B, L)
         return rows.gather(1, best), far < math.inf, cluster
 
-    def blend(self, a: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
-        """Eq. 7: a (B, D), rows (B, L, D), valid (B, L) -> (B, D)."""
+    def blend(self, a: Tensor, rows: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 7: a (B, D), rows (B, L, D), valid (B, L) -> (B, D), and the rows' weights (B, L)."""
         scores = (rows * a[:, None]).sum(-1).masked_fill(~valid, -math.inf)  # (B, L)
         weights = (scores / self.tau).softmax(-1)
-        return (1 - self.lam) * a + self.lam * (weights[..., None] * rows).sum(1)
+        return (1 - self.lam) * a + self.lam * (weights[..., None] * rows).sum(1), weights
+
+    def move(self, a: Tensor) -> Moved:
+        """Eq. 6-7 of unit vectors a (B, D)."""
+        rows, valid, cluster = self.retrieve(a)
+        z, weights = self.blend(a, self.memory[rows], valid)
+        return Moved(z, rows.masked_fill(~valid, -1), weights, cluster)
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
@@ -306,18 +354,17 @@ class Santa(nn.Module):
         if it has fewer. Not normalised: neither is Eq. 7, and the mapper normalises its input.
         Computed where the memory is, returned where z is; no row depends on the rest of the batch.
         """
-
-        def across(a):
-            rows, valid, _ = self.retrieve(a)
-            return self.blend(a, self.memory[rows], valid)
-
-        return _over(across, _unit(z), self.memory, self.scratch)
+        return Bridge(self.move, self, self.scratch)(z)
 
     def save(self, path):
-        """Writes buffers and hyper-parameters to one safetensors file."""
+        """Writes buffers, texts and hyper-parameters to one safetensors file."""
         hyper = {name: getattr(self, name) for name in ("L", "tau", "lam", "variance")}
         state = self.state_dict()  # copied, because safetensors refuses tensors that share memory
         copies = {name: state[name].clone(memory_format=torch.contiguous_format) for name in state}
+        if self.texts is not None:  # as bytes, because metadata ends at 100 MB
+            copies["texts"] = torch.frombuffer(
+                bytearray(json.dumps(self.texts), "ascii"), dtype=torch.uint8
+            )
         write_tensors(copies, path, metadata={"santa": json.dumps(hyper)})
 
     @staticmethod
@@ -341,10 +388,13 @@ class Santa(nn.Module):
         with reading(
             str(path), "damaged, or of another version; train.py and Santa.save write one"
         ):
+            texts = tensors.pop("texts", None)  # older files have none
+            if texts is not None:
+                texts = json.loads(bytes(texts.cpu().numpy()))
             for name, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise ValueError(f"{name} holds NaN or infinity")
-            return cls(**tensors, **hyper)
+            return cls(**tensors, **hyper, texts=texts)
 
 
 # --- the other bridges ---
@@ -369,17 +419,129 @@ SANTAS = {  # Santa with other settings; without k-means, one cluster holds all
     "santa-kmeans": lambda santa: santa.but(centers=santa.memory[:1], labels=0 * santa.labels),
 }
 
-EQUATIONS = {  # of a (B, D), S (M, D), Santa's tau and the audio's mean (D,)
-    "nearest": lambda a, S, tau, mean: S[(a @ S.T).argmax(1)],
-    "memory": lambda a, S, tau, mean: (a @ S.T / tau).softmax(-1) @ S,
-    "projection": lambda a, S, tau, mean: _unit((100 * a @ S.T).softmax(-1) @ S),
-    "shift": lambda a, S, tau, mean: a + (S.mean(0) - mean.to(S)),
+
+def _nearest(a, S):
+    rows = (a @ S.T).argmax(1)  # (B,)
+    return Moved(S[rows], rows[:, None], a.new_ones(len(a), 1))
+
+
+def _weighted(scores, S):
+    """The rows of S (M, D), weighted with softmax(scores), of scores (B, M)."""
+    weights = scores.softmax(-1)
+    return Moved(weights @ S, torch.arange(len(S), device=S.device).expand_as(weights), weights)
+
+
+def _normal(moved):
+    return moved._replace(z=_unit(moved.z))
+
+
+EQUATIONS = {  # of a (B, D), S (M, D), Santa's tau and the audio's mean (D,): Moved
+    "nearest": lambda a, S, tau, mean: _nearest(a, S),
+    "memory": lambda a, S, tau, mean: _weighted(a @ S.T / tau, S),
+    "projection": lambda a, S, tau, mean: _normal(_weighted(100 * a @ S.T, S)),
+    "shift": lambda a, S, tau, mean: Moved(a + (S.mean(0) - mean.to(S))),
 }
 
 RELEASED_NORM = 32.0  # of msclap's audio vectors, which the released code does not normalise
 
 
-def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=None) -> Callable:
+class Cluster(NamedTuple):
+    number: int  # from 0, as in Santa.labels
+    size: int  # rows of the memory in it
+    of: int  # clusters (K)
+
+
+class Retrieved(NamedTuple):
+    row: int  # of the memory
+    weight: float
+    text: str | None  # None where the memory keeps only its vector
+
+
+class Explanation(NamedTuple):
+    """What a bridge did to one vector."""
+
+    cosine: float  # between the vector and the bridge's output
+    degrees: float  # the same as an angle
+    cluster: Cluster | None  # None: a bridge without clusters, or with one for all
+    retrieved: list[Retrieved]  # the heaviest first; empty: the bridge retrieves nothing
+    more: int  # rows that were retrieved beside these
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """One of BRIDGES: a function of audio vectors (B, D), any length -> (B, D).
+
+    Computed where the memory is, returned where z is.
+    """
+
+    move: Callable[[Tensor], Moved]  # of some rows
+    santa: Santa | None = None  # whose memory `move` reads
+    scratch: int = 0  # numbers that a row takes in `move`
+    prepare: Callable[[Tensor], Tensor] = _unit  # of z, before `move`
+
+    def _chunks(self, z):
+        """z prepared, in chunks, with the memory's precision and device."""
+        z = self.prepare(z)
+        if self.santa is None:
+            return [z]
+        memory = self.santa.memory
+        if z.ndim != 2 or z.shape[1] != memory.shape[1]:
+            raise ValueError(f"z must be (B, {memory.shape[1]}), not {tuple(z.shape)}")
+        return _chunks(z.to(memory), self.scratch)
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Tensor:
+        return torch.cat([self.move(a).z for a in self._chunks(z)]).to(z.device)
+
+    @torch.no_grad()
+    def explain(self, z: Tensor, top: int = 5) -> tuple[Tensor, list[Explanation]]:
+        """What a call gives, and how each row came about: its `top` heaviest rows of the memory.
+
+        The weights are those of this very call, and add up to 1 over all retrieved rows. Those of
+        `memory` and `projection` are all of the memory's. `official` blends noisy copies of them,
+        of some rows several.
+        """
+        outputs, explanations = [], []
+        for a in self._chunks(z):
+            moved = self.move(a)
+            outputs.append(moved.z)
+            explanations += self._explanations(a, moved, top)
+        return torch.cat(outputs).to(z.device), explanations
+
+    def _explanations(self, a, moved, top):
+        """Of each row of a (b, D) its Explanation."""
+        before, after = _unit(a.double()), _unit(moved.z.double())  # (b, D)
+        apart = 2 * torch.atan2((before - after).norm(dim=1), (before + after).norm(dim=1))  # (b,)
+        found = zip(
+            apart.tolist(), self._clusters(moved, len(a)), self._retrieved(moved, len(a), top)
+        )
+        return [
+            Explanation(math.cos(angle), math.degrees(angle), cluster, *rows)
+            for angle, cluster, rows in found
+        ]
+
+    def _clusters(self, moved, b):
+        if moved.cluster is None or len(self.santa.centers) == 1:
+            return [None] * b
+        sizes = self.santa.labels.bincount(minlength=len(self.santa.centers)).tolist()
+        return [Cluster(k, sizes[k], len(sizes)) for k in moved.cluster.tolist()]
+
+    def _retrieved(self, moved, b, top):
+        """Of each of b rows: ([Retrieved] of the heaviest, how many more were retrieved)."""
+        if moved.rows is None:
+            return [([], 0)] * b
+        texts = self.santa.texts or [None] * len(self.santa.memory)
+        weights = moved.weights.masked_fill(moved.rows < 0, -1)  # below those that underflow to 0
+        weights, best = weights.topk(min(top, weights.shape[1]))  # (b, top)
+        rows, counts = moved.rows.gather(1, best), (moved.rows >= 0).sum(1)
+        found = []
+        for row, weight, count in zip(rows.tolist(), weights.tolist(), counts.tolist()):
+            shown = [Retrieved(i, w, texts[i]) for i, w in zip(row, weight) if i >= 0]
+            found.append((shown, count - len(shown)))
+        return found
+
+
+def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=None) -> Bridge:
     """The bridge of that name in BRIDGES: a function of audio vectors (B, D), any length -> (B, D).
 
     All but `official` see unit vectors. All but `none` and `santa-mb` need `santa` for its memory;
@@ -391,23 +553,25 @@ def bridge(name: str, santa: Santa | None = None, audio_mean=None, generator=Non
     if name not in BRIDGES:
         raise ValueError(f"no bridge {name!r}; there are {', '.join(BRIDGES)}")
     if name in ("none", "santa-mb"):
-        return torch.no_grad()(_unit)
+        return Bridge(Moved)
     if santa is None:
         raise ValueError(f"{name} needs a memory: Santa.build(text_vectors) or Santa.load(path)")
     if name in SANTAS:
-        return SANTAS[name](santa)
+        santa = SANTAS[name](santa)
+        return Bridge(santa.move, santa, santa.scratch)
     if santa.clean is None:
         raise ValueError(f"{name} needs texts without noise: Santa.build or Santa(clean=...)")
     S = _unit(santa.clean)
     if name == "santa-gn":
         centers, labels = kmeans(S, len(santa.centers), generator=generator)
-        return santa.but(memory=S, centers=centers, labels=labels)
+        santa = santa.but(memory=S, centers=centers, labels=labels)
+        return Bridge(santa.move, santa, santa.scratch)
     if name == "official":
         return _official(santa, S, generator)
     if name == "shift" and (audio_mean is None or audio_mean.shape != S.shape[1:]):
         raise ValueError(f"shift needs audio_mean ({S.shape[1]},): the mean of unit audio vectors")
-    across = partial(EQUATIONS[name], S=S, tau=santa.tau, mean=audio_mean)
-    return torch.no_grad()(lambda z: _over(across, _unit(z), S, len(S)))
+    equation = partial(EQUATIONS[name], S=S, tau=santa.tau, mean=audio_mean)
+    return Bridge(equation, santa, len(S))
 
 
 def _official(santa, S, generator):
@@ -422,16 +586,17 @@ def _official(santa, S, generator):
     centers, labels = kmeans(S, len(santa.centers), 10, generator, "random")
     santa = santa.but(memory=S, centers=centers, labels=labels)
 
-    def across(z):
+    def move(z):
         rows, valid, cluster = santa.retrieve(z)
         missing = (0, santa.L - rows.shape[1])
         rows, valid = F.pad(rows, missing), F.pad(valid, missing)  # (B, L)
         first = (santa.labels == cluster[:, None]).byte().argmax(1, keepdim=True)  # (B, 1)
         rows = torch.where(valid, rows, first)
         noisy = add_noise(santa.memory[rows], santa.variance, generator)
-        return santa.blend(z, noisy, torch.ones_like(valid))
+        blended, weights = santa.blend(z, noisy, torch.ones_like(valid))
+        return Moved(blended, rows, weights, cluster)
 
-    return torch.no_grad()(lambda z: _over(across, z, santa.memory, santa.scratch))
+    return Bridge(move, santa, santa.scratch, prepare=lambda z: z)
 
 
 # --- measures of the gap ---

@@ -169,16 +169,17 @@ def held_out(cfg: TrainConfig, sources: list[Source], model: MATS, ranks: Ranks)
 
 def make_memory(run: "Run") -> Santa:
     """Santa's memory: texts of the training set, drawn by the plan of another seed."""
-    cfg, vectors, count = run.cfg, [], 0
+    cfg, vectors, texts, count = run.cfg, [], [], 0
     plan = Plan(run.sources, run.weights, cfg.micro_batch, cfg.seed + 1, cfg.lanes)
     for batch in Batches(plan, run.model.template):
         vectors.append(run.objective.encode(batch).cpu())
+        texts += batch["text"]
         count += len(vectors[-1])
         if count >= cfg.memory:
             break
-    texts = torch.cat(vectors)[: cfg.memory]
+    vectors, texts = torch.cat(vectors)[: cfg.memory], texts[: cfg.memory]
     generator = torch.Generator().manual_seed(cfg.seed)
-    return Santa.build(texts, cfg.memory, cfg.clusters, cfg.variance, generator)
+    return Santa.build(vectors, cfg.memory, cfg.clusters, cfg.variance, generator, texts)
 
 
 # --- the model ----------------------------------------------------------------------------------

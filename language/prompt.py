@@ -33,7 +33,10 @@ class Template:
         self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
         check_places(template)
         if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer has no end-of-text token: an answer could never end")
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, so an answer "
+                "could never end: choose another --llm"
+            )
         prompt, slot, tail = template.partition("{answer}")
         self.end = [*self.end_after(tail), tokenizer.eos_token_id]
         # An answer's first word carries the space before it. SentencePiece adds that by itself,

@@ -453,11 +453,18 @@ def player(audio, left):
     return f"data:{kind};base64,{base64.b64encode(data).decode()}", ""
 
 
-def html(results: dict, predictions: dict, sound: Callable, samples: int = SAMPLES) -> str:
+def html(
+    results: dict,
+    predictions: dict,
+    sound: Callable,
+    samples: int = SAMPLES,
+    explain: Callable = lambda name, row: None,
+) -> str:
     """report.html: the tables, the plot, and some clips of every benchmark to listen to.
 
     predictions: {(column, benchmark): rows}. Columns may hold different rows; the last one that has
     any decides which are shown. sound(benchmark, row): (extension, bytes) of the clip, or None.
+    explain(benchmark, row): a santa.Explanation of the clip's vector over Santa, or None.
     Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes "?".
     """
     loader = FileSystemLoader(Path(__file__).parent)
@@ -472,14 +479,18 @@ def html(results: dict, predictions: dict, sound: Callable, samples: int = SAMPL
         heard=heard(results),
         notes=notes,
         clips={
-            name: clips(results, predictions, name, sound, samples) for name in results["titles"]
+            name: clips(results, predictions, name, sound, samples, explain)
+            for name in results["titles"]
         },
     )
     return page.encode("utf-8", "replace").decode()
 
 
-def clips(results, predictions, name, sound, samples):
-    """[{row, url, missing, answers: {column: row or None}}] of the clips shown of a benchmark."""
+def clips(results, predictions, name, sound, samples, explain):
+    """Of the clips shown of a benchmark: [{row, url, missing, answers, explanation}].
+
+    answers: {column: row or None}.
+    """
     columns = {
         column: keyed(predictions[column, name])
         for column in results["columns"]
@@ -496,5 +507,13 @@ def clips(results, predictions, name, sound, samples):
         if url:
             left -= len(audio[1])
         answers = {column: rows.get(keys[id(row)]) for column, rows in columns.items()}
-        found.append({"row": row, "url": url, "missing": missing, "answers": answers})
+        found.append(
+            {
+                "row": row,
+                "url": url,
+                "missing": missing,
+                "answers": answers,
+                "explanation": explain(name, row),
+            }
+        )
     return found

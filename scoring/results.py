@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from data import Source, read_source
 from disk import DataError, reading, replacing, write_atomic
 from distributed.parts import readable_lines
-from santa import Santa
+from santa import Explanation, Santa, bridge
 from scoring import report
+from scoring.encoding import encode
 from scoring.evaluation import DECODING, Evaluation
 from scoring.tasks import BENCHMARKS
 
@@ -124,13 +126,36 @@ def write(evaluation: Evaluation, results: dict, predictions: dict, measured: di
             clips[name] = {s["key"]: (s["kind"], s["audio"]) for s in found if s["key"] in keys}
         return clips[name].get(row["key"])
 
-    page = report.html(results, rows, sound)
+    page = report.html(results, rows, sound, explain=explainer(evaluation, results))
     write_atomic(evaluation.out / "report.md", report.markdown(results).encode(errors="replace"))
     write_atomic(evaluation.out / "report.html", page.encode())
     with replacing(evaluation.out / "results.png") as part:
         report.plot(results, part)
     # last: it says that all is there
     write_json(evaluation.out / "results.json", results)
+
+
+def explainer(evaluation: Evaluation, results: dict) -> Callable:
+    """A function of a benchmark and one of its rows: how Santa moved the clip's vector.
+
+    It gives None where there is no column santa, or where the memory keeps no texts, or cannot be
+    read, which is said.
+    """
+    path, santa = evaluation.ckpt / "santa.safetensors", None
+    if "santa" in results["columns"] and path.exists():
+        try:
+            santa = Santa.load(path)
+        except DataError as error:
+            print(f"{error}; the report shows no retrieved texts", file=sys.stderr)
+
+    def explain(name: str, row: dict) -> Explanation | None:
+        if santa is None or santa.texts is None:
+            return None
+        found = encode(evaluation, name)
+        i = [known["clip"] for known in found.rows].index(row["clip"])
+        return bridge("santa", santa).explain(found.audio[i : i + 1], top=3)[1][0]
+
+    return explain
 
 
 def write_json(path: Path, value) -> None:

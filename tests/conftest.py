@@ -109,7 +109,8 @@ def project(tmp_path_factory, tokenizer):
     sizes = dict(dim=16, prefix=4, tokens=4, width=32, layers=1, heads=2, max_answer=6)
     model = MATS(MATSConfig(llm=str(root / "llm"), clap=str(root / "clap"), **sizes))
     generator = torch.Generator().manual_seed(0)
-    model.santa = Santa.build(torch.randn(40, 16), m=40, k=4, generator=generator)
+    texts = [s["text"] for s in make_samples(40, seed=1)]
+    model.santa = Santa.build(torch.randn(40, 16), m=40, k=4, generator=generator, texts=texts)
     model.save_pretrained(root / "run" / "model")
     for name, task in (("sound", "cls"), ("yesno", "aqa")):
         with ShardWriter(root / "bench" / name) as writer:

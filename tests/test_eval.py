@@ -26,6 +26,7 @@ from distributed import Ranks
 from distributed.parts import Parts, json_lines, whole_lines
 from eval import load_answers as load
 from mats import MATS
+from santa import Santa
 from scoring import encoding
 from scoring.evaluation import Evaluation
 from scoring.results import listening, trained_variance, with_scores
@@ -54,6 +55,7 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         "| sound classification | ACC | 19 of 20 |" in (evaluated / "report.md").read_text()
         and "data:audio/flac" in (evaluated / "report.html").read_text()
     )
+    check_retrieved(project, evaluated)
     predictions = [
         json.loads(line)
         for line in next((evaluated / "santa").glob("yesno.*.jsonl")).read_text().splitlines()
@@ -88,6 +90,21 @@ def test_evaluation_end_to_end(project, evaluated, capsys, monkeypatch):
         evaluation.main(["--ckpt", str(project)])
     with pytest.raises(SystemExit, match="now: python -m experiments.ablate"):
         evaluation.main(["--ablate", "table4"])
+
+
+def check_retrieved(project, evaluated):
+    """Each clip on the page stands above the texts that Santa retrieved for its vector."""
+    santa = Santa.load(project / "run/model/santa.safetensors")
+    path = next((evaluated / "vectors").glob("sound.*.safetensors"))
+    rows, vectors = json.loads(path.with_suffix(".json").read_text()), read_tensors(path)
+    page = (evaluated / "report.html").read_text().partition('id="b-sound"')[2]
+    page = page.partition("</section>")[0]
+    cards = re.findall(r'<p class="dim">(-farm[^<]*)</p>(.*?)</article>', page, re.DOTALL)
+    assert len(cards) == 12
+    for clip, card in cards:
+        z = next(vectors[row["clip"]] for row in rows if row["id"] == clip.strip())
+        best = [santa.texts[i] for i in santa.retrieve(z[None])[0][0, :3]]
+        assert re.findall(r"<li>0\.\d{3} (.*?)</li>", card) == best
 
 
 def shift_only(project, out, bench):

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from santa import Explanation, Retrieved
 from scoring import report
 
 COLUMNS = ("text", "none", "santa")
@@ -300,6 +301,21 @@ def test_whatever_a_model_or_a_label_says_is_shown_as_text():
     assert len(page.all("script")) == 1 and not page.all("b")[0] and "<script>alert" not in text
     assert sum(s.count('<script>alert("x")</script>?</table>\'" & <b>') for s in page.text) > 60
     report.markdown(results)
+
+
+def test_the_retrieved_texts_of_the_clips_shown():
+    asked = []
+
+    def explain(name, row):
+        asked.append((name, row["id"]))
+        near = [Retrieved(7, 0.625, f"a <b>cat</b> of {name}"), Retrieved(9, 0.25, None)]
+        return Explanation(0.5, 60.0, None, near, 3) if name == "esc50" else None
+
+    results, predictions = make_results(), make_predictions(8)
+    page = report.html(results, predictions, lambda name, row: None, 4, explain)
+    assert len(asked) == 4 * len(TITLES)
+    assert page.count("0.625 a &lt;b&gt;cat&lt;/b&gt; of esc50") == page.count("by 60.0°") == 4
+    assert "by 60.0°" not in report.html(results, predictions, lambda name, row: None, 4)
 
 
 def test_rows_of_every_score_are_chosen():

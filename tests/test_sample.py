@@ -13,7 +13,7 @@ import torch
 import clap as clap_module
 import sample
 from disk import DataError
-from santa import RELEASED_NORM
+from santa import RELEASED_NORM, Bridge, Moved, Santa
 
 ROOT = Path(__file__).parents[1]
 
@@ -125,7 +125,7 @@ def test_bridges_by_name(project, monkeypatch):
 
     def bridge(name, santa, generator=None):
         made.append(name)
-        return lambda z: z
+        return Bridge(Moved, prepare=lambda z: z)
 
     monkeypatch.setattr(sample, "bridge", bridge)
     model, z = sample.MATS.from_pretrained(project / "run/model"), torch.ones(1, 16)
@@ -135,6 +135,47 @@ def test_bridges_by_name(project, monkeypatch):
     model.santa = None
     sample.bridge_of(model, None, None)
     assert made == ["santa", "memory", "official", "none"]
+
+
+def test_explain_shows_the_texts_that_were_retrieved(project, tmp_path, capsys):
+    files = [sound(tmp_path / name) for name in ("a.wav", "b.wav")]
+    clap, santa = clap_module.load_clap(str(project / "clap")), Santa.load(memory_of(project))
+    a = clap_module.encode_file(clap, files[0], "windows", None).numpy()
+    far = ((a - santa.centers.numpy()) ** 2).sum(1)
+    inside = np.flatnonzero(santa.labels.numpy() == far.argmin())
+    weights = np.exp(santa.memory.numpy()[inside] @ a / santa.tau)
+    best = [santa.texts[i] for i in inside[weights.argsort()[::-1]]]
+    assert sample.main([*files, *ckpt_of(project), "--explain"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    first = printed[1 : printed.index(next(line for line in printed if line.startswith(files[1])))]
+    assert first[0].startswith(f"    cluster {far.argmin()} of 4 ({len(inside)} texts); the bridge")
+    assert [line[11:] for line in first[1:6]] == best[:5]
+    assert abs(float(first[1].split()[0]) - weights.max() / weights.sum()) < 6e-4
+    assert first[6:] == ([f"    and {len(inside) - 5} more"] if len(inside) > 5 else [])
+    assert sample.main([*files, *ckpt_of(project), "--explain", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["answer"] and line["explain"]["cluster"]["size"] == len(inside)
+    assert [one["text"] for one in line["explain"]["retrieved"]] == best[:5]
+    for name, said in (("none", "retrieved no text"), ("nearest", "1.000  "), ("official", "deg")):
+        sample.main([files[0], *ckpt_of(project), "--explain", "--bridge", name])
+        assert said in capsys.readouterr().out
+
+
+def memory_of(project):
+    return project / "run/model/santa.safetensors"
+
+
+def test_a_memory_without_texts_shows_rows_by_number(project, without_memory, tmp_path, capsys):
+    Santa.load(memory_of(project)).but(texts=None).save(without_memory / "santa.safetensors")
+    words = [sound(tmp_path / "a.wav"), "--ckpt", str(without_memory), "--bridge"]
+    assert sample.main([*words, "santa", "--explain"]) == 0
+    printed = capsys.readouterr()
+    said = [line for line in printed.err.splitlines() if line.startswith("sample.py: ")]
+    assert len(said) == 1 and "keeps no texts" in said[0]
+    assert all(line[11:].startswith("row ") for line in printed.out.splitlines()[2:7])
+    for more in (["none", "--explain"], ["santa"]):
+        assert sample.main([*words, *more]) == 0
+        assert "keeps no texts" not in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):

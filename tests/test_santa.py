@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import santa as module
+from disk import DataError
 from santa import (
     BRIDGES,
     Santa,
@@ -626,6 +627,121 @@ def test_official_survives_an_empty_cluster(built, monkeypatch):
     assert closest(z, centers).item() == 11
     out = bridge("official", built.but(variance=0.0))(z)
     assert near(out, slow_official(z, built.clean, centers, labels, 32, 0.1, 0.3), 1e-5)
+
+
+# --- what was retrieved ---
+
+
+def test_a_text_stays_with_its_vector(tmp_path):
+    x, path = blobs(90, 24, 4), tmp_path / "santa.safetensors"
+    texts = [f"text {i} \ud83d" for i in range(88)] + ["", None]
+    santa = Santa.build(x, m=60, k=4, generator=gen(), texts=texts)
+    same = [x[texts.index(text)] for text in santa.texts]
+    assert len(set(santa.texts)) == 60 and near(santa.clean, F.normalize(torch.stack(same), dim=1))
+    santa.but(lam=0.5).save(path)
+    assert Santa.load(path).texts == santa.texts and "texts" not in Santa.hyper(path)
+    without = Santa.build(x, m=60, k=4, generator=gen())  # what is drawn does not depend on texts
+    assert all(torch.equal(a, b) for a, b in zip(santa.buffers(), without.buffers()))
+    without.save(path)
+    assert Santa.load(path).texts is None
+
+
+def test_texts_that_do_not_fit_are_refused(built, tmp_path):
+    path, x = tmp_path / "santa.safetensors", blobs(90, 24, 4)
+    for texts, message in (
+        (["a"] * 599, "599 texts for 600 rows"),
+        (["a"] * 599 + [5], "texts must be a list of strings"),
+        ("a" * 600, "texts must be a list of strings"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            built.but(texts=texts)
+        whole = built.but()
+        whole.texts = texts
+        whole.save(path)
+        with pytest.raises(DataError, match=f"santa.safetensors: {message}"):
+            Santa.load(path)
+    with pytest.raises(ValueError, match="3 texts for 90 rows"):
+        Santa.build(x, m=3, k=1, texts=["a"] * 3)
+
+
+def shares(explanation, size):
+    """(size,): the weights by row, as numpy has them."""
+    out = np.zeros(size)
+    for one in explanation.retrieved:
+        out[one.row] += one.weight
+    return out
+
+
+@pytest.mark.parametrize("name", sorted(set(BRIDGES) - {"none", "santa-mb", "shift"}))
+def test_explained_weights_give_the_bridges_output(built, name):
+    santa = built.but(texts=[f"text {i}" for i in range(600)], variance=0.0, L=70)
+    z, over = 3 * units(20, 24, 5), bridge(name, santa, generator=gen(3))
+    out, explanations = over.explain(z, top=1000)
+    assert torch.equal(out, over(z))
+    a = z.double() if name == "official" else F.normalize(z.double(), dim=1)
+    lam = {"nearest": 1, "memory": 1, "projection": 1, "santa-ae": 1}.get(name, 0.3)
+    noisy = name in ("santa", "santa-kmeans", "santa-ae")
+    S = (santa.memory if noisy else santa.clean).double().numpy()
+    for one, a_i, out_i in zip(explanations, a.numpy(), out.double().numpy()):
+        weights = shares(one, 600)
+        blend = (1 - lam) * a_i + lam * weights @ S
+        if name == "projection":
+            blend /= np.linalg.norm(blend)
+        assert abs(weights.sum() - 1) < 1e-5 and np.abs(blend - out_i).max() < 1e-5
+        cosine = a_i @ out_i / np.linalg.norm(a_i) / np.linalg.norm(out_i)
+        assert abs(one.cosine - cosine) < 1e-5
+        assert abs(math.cos(math.radians(one.degrees)) - cosine) < 1e-5
+        order = [r.weight for r in one.retrieved]
+        assert order == sorted(order, reverse=True) and one.more == 0
+        assert all(r.text == f"text {r.row}" for r in one.retrieved)
+    few = bridge(name, santa, generator=gen(3)).explain(z, top=2)[1]
+    for one, all_of_it in zip(few, explanations):
+        assert one.retrieved == all_of_it.retrieved[:2]
+        assert one.more == len(all_of_it.retrieved) - len(one.retrieved)
+
+
+def test_explained_clusters_are_the_closest(built):
+    z = units(40, 24, 5)
+    sizes, number = built.labels.bincount(minlength=12), closest(z, built.centers)
+    for k, one in zip(number.tolist(), bridge("santa", built).explain(z)[1]):
+        assert one.cluster == (k, sizes[k], 12)
+        inside = (built.labels == k).nonzero()[:, 0].tolist()
+        assert {r.row for r in one.retrieved} <= set(inside)
+        assert len(one.retrieved) + one.more == min(32, len(inside))
+        assert all(r.text is None for r in one.retrieved)
+    for name in ("santa-kmeans", "nearest", "memory", "none"):
+        assert all(e.cluster is None for e in bridge(name, built).explain(z)[1]), name
+
+
+def test_rows_that_a_small_cluster_lacks_are_not_shown():
+    memory, z = units(40, 8), units(200, 8, 2)
+    labels = torch.tensor([0] * 30 + [1] * 3 + [2] + [4] * 6)
+    santa = Santa(memory, units(5, 8, 3), labels, L=20, tau=1e-5)  # most weights underflow to 0
+    for top in (2, 5):
+        found = bridge("santa", santa).explain(z, top)[1]
+        counts = {(one.cluster.number, len(one.retrieved), one.more) for one in found}
+        sizes = {0: 20, 1: 3, 2: 1, 4: 6}
+        assert counts == {(k, min(n, top), n - min(n, top)) for k, n in sizes.items()}
+
+
+def test_bridges_that_retrieve_nothing_say_so(built):
+    z = 2 * units(5, 24, 5)
+    mean = F.normalize(z, dim=1).mean(0)
+    for name in ("none", "santa-mb", "shift"):
+        out, found = bridge(name, built, mean).explain(z)
+        assert torch.equal(out, bridge(name, built, mean)(z))
+        assert all(one.retrieved == [] and one.more == 0 for one in found)
+        cosine = F.cosine_similarity(z.double(), out.double())
+        assert near(torch.tensor([one.cosine for one in found]), cosine)
+        assert name == "shift" or max(one.degrees for one in found) < 1e-3
+
+
+def test_officials_explanation_is_of_its_own_call(built):
+    z = 32 * units(6, 24, 5)
+    first, again = (bridge("official", built, generator=gen(3)) for _ in range(2))
+    out, found = first.explain(z)
+    assert torch.equal(out, again(z)) and not torch.equal(first(z), out)
+    assert all(one.degrees < 3 for one in found)  # the long audio vector outweighs the texts
 
 
 def test_bridge_errors(built):

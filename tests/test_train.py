@@ -27,6 +27,7 @@ from disk import DataError
 from distributed import Ranks, log
 from distributed.log import Meter
 from distributed.watch import Heard, Watch
+from language.prompt import Template
 from mats import MATS
 from shards.embed import embed
 from shards.writer import ShardWriter
@@ -232,6 +233,35 @@ def test_live_text_is_cached_text(world, tmp_path):
         train.main(arguments(world, tmp_path / name, train=str(path), **short))
         losses.append(losses_of(tmp_path / name))
     np.testing.assert_allclose(*losses, rtol=2e-3)  # cached vectors are float16
+
+
+def memory_of(world, shards, tokenizer, clap, **changes):
+    cfg = config.load(TrainConfig, arguments(world, "nowhere", **changes))
+    model = SimpleNamespace(template=Template(cfg.template, tokenizer))
+    objective = train.Objective(cfg, torch.device("cpu"), clap)
+    run = dict(cfg=cfg, sources=[Source(shards)], weights=[1.0], model=model, objective=objective)
+    return train.make_memory(SimpleNamespace(**run))
+
+
+@pytest.mark.parametrize("source", ["live", "train/farm"])
+def test_the_memory_keeps_the_text_of_each_vector(world, tokenizer, source):
+    """Encoded once more, each text gives its own row, and no other row that has another text."""
+    clap = load_clap(str(world / "clap"))
+    santa = memory_of(world, world / source, tokenizer, clap, memory=37)
+    same = [[a == b for b in santa.texts] for a in santa.texts]
+    far = torch.cdist(clap.encode_text(santa.texts), santa.clean)  # cached vectors are float16
+    assert len(santa.texts) == 37 and len(set(santa.texts)) > 10
+    assert torch.equal(far < 2e-3, torch.tensor(same))
+
+
+def test_a_vector_without_its_text_is_kept_without(world, tokenizer, tmp_path):
+    with ShardWriter(tmp_path, vectors={"side": "text", "dim": 16}) as writer:
+        for i, s in enumerate(make_samples(16)):
+            writer.write({**s, "text": None if i else "A dog"}, vector=np.eye(16)[i])
+    santa = memory_of(world, tmp_path, tokenizer, None, memory=64, clusters=2)
+    known = santa.clean[:, 0] == 1
+    assert 0 < known.sum() < 64
+    assert santa.texts == ["A dog" if one else None for one in known]
 
 
 @pytest.mark.slow
