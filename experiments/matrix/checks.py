@@ -3,10 +3,10 @@
 build        a family -> a Case: its language model in a folder, and MATS with that
 CHECKS       {name: check(case)}
 problems     of a case, those checks that do not hold
-refusal      of a family that cannot work, the message
 """
 
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from data import collate
-from disk import DataError
 from experiments.matrix.families import Family, small, tokenizer
 from mats import MATS, MATSConfig
 
@@ -51,15 +50,6 @@ def build(family: Family, folder: Path, **settings) -> Case:
     with torch.no_grad():  # and the mapper's vectors the size of words
         model.mapper.proj.weight *= 10
     return Case(family, folder, model)
-
-
-def refusal(family: Family, folder: Path) -> str:
-    """The message with which MATS refuses a family; empty where it does not."""
-    try:
-        build(family, folder)
-    except DataError as error:
-        return str(error)
-    return ""
 
 
 def batch_of(model: MATS) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +93,7 @@ def backward(model: MATS, loss: Tensor) -> tuple[float, dict[str, Tensor | None]
 
 
 def full_logits_loss(model: MATS) -> Tensor:
-    """transformers' own loss of all positions, with labels of -100 where there is no answer."""
+    """Over the logits of all positions by transformers; -100 is the label off the answers."""
     z, ids, answer = batch_of(model)
     labels = torch.full_like(ids, -100)
     labels.view(-1)[answer] = ids.view(-1)[answer]
@@ -126,10 +116,10 @@ def loss_error(case: Case) -> float:
 def loss(case: Case) -> str:
     """The loss and all gradients are those of transformers' full logits."""
     want, wanted = backward(case.model, full_logits_loss(case.model.eval()))
-    got, gradients = backward(case.model, case.model.train()(*batch_of(case.model)))
+    got, found = backward(case.model, case.model.train()(*batch_of(case.model)))
     if abs(got - want) > 1e-6 * want:
         return f"a loss of {got}, {want} by full logits"
-    for name, gradient in gradients.items():
+    for name, gradient in found.items():
         if gradient is not None and wanted[name] is not None:
             error = error_of(gradient, wanted[name])
             if error > 1e-4:
@@ -239,7 +229,9 @@ def files(case: Case) -> str:
 def adapter(case: Case) -> str:
     """peft puts the saved adapter on a fresh copy of the language model: the same logits."""
     fresh = type(case.model.llm.get_base_model()).from_pretrained(case.folder / "llm")
-    theirs = PeftModel.from_pretrained(fresh, str(saved(case) / "lora")).eval()
+    with warnings.catch_warnings():  # peft asks transformers (5.23) in a deprecated way
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = PeftModel.from_pretrained(fresh, str(saved(case) / "lora")).eval()
     z, ids, _ = batch_of(case.model.eval())
     with torch.no_grad():
         x = case.model.inputs(z, ids)
