@@ -80,7 +80,7 @@ FAMILIES = [
     Family("StarCoder", "gpt_bigcode"),
     Family("StarCoder 2", "starcoder2", WINDOW, "window"),
     Family("StableLM", "stablelm"),
-    Family("Phi-2", "phi", {"partial_rotary_factor": 0.5}),
+    Family("Phi-2", "phi"),
     Family("Phi-3, Phi-4", "phi3", WINDOW, "window"),
     Family("Phi-3.5 MoE", "phimoe", GATES, "noise in the router"),
     Family("Llama", "llama"),
@@ -155,7 +155,7 @@ FAMILIES = [
     Family("HyperCLOVA X", "hyperclovax", {"logits_scaling": 0.25}, "scaled logits"),
     Family("Nemotron", "nemotron"),
     Family("Nemotron-H", "nemotron_h", {"layers_block_type": ["mamba", "attention"]}
-           | {"num_hidden_layers": None, "mamba_num_heads": 8, "mamba_head_dim": 8}
+           | {"mamba_num_heads": 8, "mamba_head_dim": 8}
            | {"ssm_state_size": 8, "n_groups": 1}, "Mamba 2 layers"),
     Family("Apertus", "apertus"),
     Family("Arcee", "arcee"),
@@ -175,7 +175,7 @@ FAMILIES = [
            | {"embedding_multiplier": 2.0},
            note="words are scaled outside of the embedding", refused="last hidden state"),
     Family("Jamba", "jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8}
-           | {"num_experts": 4, "use_mamba_kernels": False}, "Mamba layers"),
+           | {"num_experts": 4}, "Mamba layers"),
     Family("Bamba", "bamba", STATE | {"attn_layer_indices": [1]}, "Mamba 2 layers"),
     Family("Zamba 2", "zamba2", {"mamba_d_state": 8, "n_mamba_heads": 8, "mamba_headdim": 8}
            | {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1}, "Mamba 2 layers"),
