@@ -34,7 +34,8 @@ def row(family: Family, folder: Path) -> tuple[str, ...]:
     if found := problems(case):
         return *name, "; ".join(f"{check}: {it}" for check, it in found.items()), lora, "", ""
     works = "works" if family.refused else expected(family)
-    return *name, works, lora, f"{loss_error(case):.0e}", f"{seconds_to_load(case):.1f} s"
+    off = loss_error(case)
+    return *name, works, lora, f"{off:.0e}" if off else "0", f"{seconds_to_load(case):.1f} s"
 
 
 def expected(family: Family) -> str:
