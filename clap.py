@@ -15,7 +15,6 @@ load_clap("module:factory").
 import importlib
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -41,7 +40,16 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.models.clap.modeling_clap import ClapProjectionLayer
 
 from audio import load_audio
-from disk import DataError, is_path, read_json, read_tensors, reading, write_atomic, write_tensors
+from disk import (
+    DataError,
+    is_code,
+    is_path,
+    read_json,
+    read_tensors,
+    reading,
+    write_atomic,
+    write_tensors,
+)
 
 # --- the model ---
 
@@ -317,7 +325,7 @@ class CLAP(nn.Module):
             tokenizer = default
         if isinstance(tokenizer, str | os.PathLike):
             with reading(f"CLAP's tokenizer {str(tokenizer)!r}", "get it again, or name another"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         fit = "its config.json does not fit: damaged, or of another version?"
         with reading(f"CLAP {str(name)!r}", fit):
             clap = cls(config, tokenizer)
@@ -455,7 +463,7 @@ def load_clap(name):
     (N, dim), both unit rows, and dim, sample_rate (Hz) and seconds. Raises DataError where it
     cannot be imported, and where it lacks one of these.
     """
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)):
+    if not is_code(str(name)):
         return CLAP.from_pretrained(name)
     module, factory = name.split(":")
     with reading(f"--clap {name}", "expected package.module:factory that can be imported here"):

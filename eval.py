@@ -2,6 +2,7 @@
 
     python eval.py                                                  the tiny world, once trained
     python eval.py --ckpt out/mats_gpt2/model --shards data/bench   the paper's benchmarks
+    python eval.py --ckpt user/name --shards data/bench             a model on the hub
     torchrun --nproc_per_node=2 eval.py ...                         the same scores on two GPUs
     python eval.py --score                                          score stored predictions again
     python eval.py --compare none santa                             paired tests: is santa better?
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from disk import DataError, command, read_json, sha256, write_atomic
 from distributed import Ranks, progress
 from distributed.parts import Parts, json_lines, readable_lines, whole_lines
+from hub import find_model, is_on_hub
 from santa import BRIDGES, RELEASED_NORM, bridge, gap, noise_cosine, noise_variance
 from scoring import judge, report
 from scoring.encoding import encode
@@ -492,7 +494,10 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
+    ckpt = "a model as train.py writes it, or one on the hub: user/name or user/name@revision"
+    add("--ckpt", default="out/tiny/model", help=ckpt)
+    clap = "instead of the CLAP that the model names; needed where that is module:factory"
+    add("--clap", default="", help=clap)
     add("--shards", default="data/tiny/test", help="folder with a folder of shards per benchmark")
     add("--bench", default="all", help="comma-separated, or all that are found")
     add(
@@ -500,7 +505,7 @@ def arguments() -> argparse.ArgumentParser:
         help="text and bridges (santa.BRIDGES), comma-separated, the last is the headline; "
         f"default: {','.join(COLUMNS)}",
     )
-    add("--out", help="default: eval/ beside the checkpoint")
+    add("--out", help="default: eval/ beside the model; of one on the hub, out/user--name/eval")
     crops = ("center", "random", "windows")
     add("--crop", default="center", choices=crops, help="of clips longer than CLAP's window")
     tags = "the released code's dataset tags, where the template has {tag}"
@@ -525,11 +530,12 @@ def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluatio
         raise DataError(f"--batch {args.batch}: expected 1 or more")
     # Processes exchange files and barriers alone. One may wait for days while another trains.
     ranks = Ranks.start(args.device, timedelta(days=7), backend="gloo")
-    ckpt = Path(args.ckpt)
+    ckpt, on_hub = find_model(args.ckpt), is_on_hub(args.ckpt)
+    beside = Path("out", args.ckpt.replace("/", "--")) if on_hub else ckpt.parent
     return Evaluation(
         ckpt=ckpt,
         shards=Path(args.shards),
-        out=Path(args.out) if args.out else ckpt.parent / "eval",
+        out=Path(args.out) if args.out else beside / "eval",
         ranks=ranks,
         bench=args.bench,
         crop=args.crop,
@@ -541,6 +547,8 @@ def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluatio
         batch=args.batch,
         tolerant=tolerant,
         stored_only=args.score,
+        encoder=args.clap,
+        title=args.ckpt if on_hub else "",
     )
 
 

@@ -10,6 +10,7 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
+import tempfile
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from pathlib import Path
@@ -25,14 +26,19 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from disk import (
     DataError,
     fingerprint,
+    is_code,
     is_path,
     libraries_write,
     read_finite,
     read_json,
     reading,
+    share,
     write_atomic,
     write_tensors,
 )
+from hub import REQUIRED, find_model
+from hub.push import push, same_weights
+from language import nf4
 from language.model import (
     LanguageConfig,
     add_lora,
@@ -120,13 +126,15 @@ class MATS(nn.Module):
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
     weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
     encoder of its vectors makes of a few texts (clap.probe), or None. `ends` are the tokens at
-    which an answer ends, those of the model's own turns included. Raises DataError on a template,
+    which an answer ends, those of the model's own turns included. `history` is what train.py says
+    of the run, for the model's card (hub/card.py), or None. Raises DataError on a template,
     tokenizer or LLM that cannot be used.
     """
 
     def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):
         super().__init__()
         self.config, self.santa, self.probe = config, None, None
+        self.history, self.folder = None, None  # folder: where it was read from
         self.tokenizer, llm = load(config, llm, tokenizer)
         self.template = Template(config.template, self.tokenizer, config.max_answer)
         self.ends = list(dict.fromkeys([*self.template.end, *forget_decoding(llm)]))
@@ -252,7 +260,7 @@ class MATS(nn.Module):
         """
 
         def count(module):
-            return sum(p.numel() for p in module.parameters())
+            return nf4.count(module.parameters())
 
         mapper, llm = self.mapper, self.llm.get_base_model()
         blocks, last = count(mapper.blocks), mapper.blocks[-1]
@@ -267,6 +275,8 @@ class MATS(nn.Module):
 
     def save_pretrained(self, directory) -> None:
         """Writes config.json, mapper.safetensors, lora/ (peft can load it), and Santa's memory.
+
+        And training.json, where the model knows its run.
 
         The frozen LLM and CLAP are not saved but named. A local folder is named by its path from
         `directory`, so that both can move together.
@@ -293,21 +303,27 @@ class MATS(nn.Module):
         peft_config.base_model_name_or_path = config["llm"]
         with libraries_write():
             self.llm.save_pretrained(directory / "lora", save_embedding_layers=False)
+        share(directory / "lora" / "adapter_model.safetensors")
         peft_config.base_model_name_or_path = loaded_from
         if self.santa is not None:
             self.santa.save(directory / "santa.safetensors")
+        if self.history is not None:
+            write_atomic(directory / "training.json", json.dumps(self.history, indent=1).encode())
 
     @classmethod
     def from_pretrained(cls, directory, llm=None, tokenizer=None) -> "MATS":
         """A model as save_pretrained wrote it, in eval mode.
 
-        Raises DataError, naming the file, where one is missing or damaged, and naming the folder
-        where the LLM has gone.
+        directory: its folder, or its name on the hub, user/name or user/name@revision. Raises
+        DataError, naming the file, where one is missing or damaged, and naming the folder where the
+        LLM has gone.
         """
-        directory = Path(directory)
+        directory = find_model(directory)
         config, made = read_config(directory, needs=("llm",) if llm is None else ())
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
-        model.probe = made["probe"]
+        model.probe, model.folder = made["probe"], directory
+        if (directory / "training.json").exists():
+            model.history = read_json(directory / "training.json")
         mapper = read_finite(directory / "mapper.safetensors")
         fit = "it does not fit the sizes in config.json: are both of the same model?"
         with reading(str(directory / "mapper.safetensors"), fit):
@@ -315,6 +331,24 @@ class MATS(nn.Module):
         if (directory / "santa.safetensors").exists():
             model.santa = Santa.load(directory / "santa.safetensors")
         return model.eval()
+
+    def push_to_hub(
+        self,
+        name: str,
+        private: bool = False,
+        branch: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Push a model of MATS",
+    ) -> str:
+        """The model's page on the hub, once it is there with its card, as hub.push does it.
+
+        The card tells the scores where the model is still as it was read. Raises DataError.
+        """
+        with tempfile.TemporaryDirectory() as saved:
+            self.save_pretrained(saved)
+            as_read = self.folder and same_weights(self.folder, Path(saved))
+            run = self.folder if as_read else None
+            return push(saved, name, private, branch, token, commit_message, run)
 
     def import_official(self, path) -> None:
         """Fills mapper and LoRA from the released checkpoint (`LBanBan/MATS`).
@@ -355,12 +389,14 @@ class MATS(nn.Module):
             )
 
 
-def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dict]:
+def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple[MATSConfig, dict]:
     """The config of a saved model, folders as they are seen from here; and what it was made with.
 
     That is {"probe", "llm_hash", "memory"}, each None in an older model. needs: fields whose
-    folders must be there. Raises DataError where one is not, or holds another language model, or a
-    file is missing or damaged.
+    folders must be there. clap: instead of the one in the config, as whoever runs the model says.
+    Raises DataError where one is not, or holds another language model, or a file is missing or
+    damaged; and where a CLAP is needed and the config's is module:factory: a model never makes us
+    import code.
     """
     require_files(directory)
     path = directory / "config.json"
@@ -373,8 +409,13 @@ def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dic
     for f in fields(MATSConfig):
         if type(getattr(config, f.name)) is not type(f.default):
             raise DataError(f"{path}: {f.name} is {values[f.name]!r}, expected {f.type.__name__}")
+    if clap:
+        needs = tuple(key for key in needs if key != "clap")
+    elif "clap" in needs:
+        refuse_code(directory, config.clap)
     for key in ("llm", "clap"):
         setattr(config, key, place_of(directory, key, getattr(config, key), key in needs))
+    config.clap = clap or config.clap
     known, llm = made["llm_hash"], config.llm
     if "llm" in needs and known and os.path.isdir(llm) and fingerprint(llm) != known:
         raise DataError(
@@ -386,20 +427,37 @@ def read_config(directory: Path, needs=("llm", "clap")) -> tuple[MATSConfig, dic
 
 def require_files(directory: Path) -> None:
     """Raises DataError where one of a saved model's files is missing."""
-    for name in ("config.json", "mapper.safetensors", "lora"):
-        if not (directory / name).exists():
-            inside = directory / "model"
-            hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
-            raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
+    for name in REQUIRED:
+        file, inside = directory / name, directory / "model"
+        if file.exists():
+            continue
+        hint = f"did you mean {inside}?" if inside.is_dir() else "train one: torchrun train.py"
+        if file.with_suffix(".bin").exists():
+            hint = f"{file.with_suffix('.bin').name} is a pickle, which may hold code: never read"
+        raise DataError(f"{directory} holds no trained model: {name} is missing ({hint})")
+
+
+def refuse_code(directory: Path, clap: str) -> None:
+    """Raises DataError where load_clap would import code for the CLAP that a config names."""
+    if is_code(clap) or is_code(os.path.normpath(directory / clap)):
+        raise DataError(
+            f"{directory / 'config.json'}: the field clap names {clap}, which is code, and a model "
+            f"does not say which code runs here: if you have it and trust it, --clap {clap}"
+        )
 
 
 def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
     """What the field names: a folder as it is seen from here, or a name on the hub.
 
-    Raises DataError where it is needed and is a folder that is not there.
+    Raises DataError where it is needed and is a folder that is not there, or one within the
+    model's that has other weights than safetensors.
     """
     local = os.path.normpath(directory / name)
     if os.path.exists(local):
+        bundled = os.path.isdir(local) and Path(local).is_relative_to(os.path.normpath(directory))
+        kinds = ("model.safetensors", "model.safetensors.index.json")
+        if needed and bundled and not any(os.path.exists(f"{local}/{kind}") for kind in kinds):
+            raise DataError(f"{local} lacks {kinds[0]}: of a model only safetensors are read")
         return local
     if needed and is_path(name):
         raise DataError(

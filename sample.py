@@ -3,6 +3,7 @@
     python sample.py dog.wav                                       what is in it?
     python sample.py *.mp3 --ask "Is there a siren?" --json        one JSON line per file
     python sample.py dog.wav --ckpt out/mats_gpt2/model --bridge none
+    python sample.py dog.wav --ckpt user/name                      a model on the hub
     python sample.py dog.wav --explain                             and which texts were retrieved?
 
 Any format that libsndfile reads, any length. Files that cannot be read are named on stderr, and the
@@ -13,7 +14,6 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -21,6 +21,7 @@ from audio import CROPS, AudioError
 from clap import check_encoder, encode_file, load_clap
 from disk import DataError, command
 from distributed import find_device
+from hub import find_model
 from mats import MATS, read_config
 from santa import BRIDGES, RELEASED_NORM, Bridge, Explanation, bridge
 
@@ -32,7 +33,10 @@ def options(argv):
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE")
     add("--ask", default="Generate audio caption.", help="instruction or question")
-    add("--ckpt", default="out/tiny/model", help="a model as train.py writes it")
+    ckpt = "a model as train.py writes it, or one on the hub: user/name or user/name@revision"
+    add("--ckpt", default="out/tiny/model", help=ckpt)
+    clap = "instead of the CLAP that the model names; needed where that is module:factory"
+    add("--clap", default="", help=clap)
     across = "across the modality gap (santa.py); default: santa, or none without a memory"
     add("--bridge", choices=BRIDGES, help=across)
     add("--crop", default="windows", choices=CROPS, help="of long files")
@@ -53,9 +57,10 @@ def options(argv):
 def main(argv=None) -> int:
     """The exit status: 1 where a file cannot be read. Raises DataError."""
     args = options(argv)
-    name = read_config(Path(args.ckpt))[0].clap
+    ckpt = find_model(args.ckpt)
+    name = read_config(ckpt, clap=args.clap)[0].clap
     device = find_device(args.device)
-    model = MATS.from_pretrained(args.ckpt).to(device)
+    model = MATS.from_pretrained(ckpt).to(device)
     check_question(model, args.ask)
     generator = torch.Generator().manual_seed(args.seed)
     across = bridge_of(model, args.bridge, generator)
@@ -126,8 +131,8 @@ def check_texts(across: Bridge, ckpt: str) -> None:
     if across.santa is not None and across.santa.texts is None:
         print(
             f"sample.py: {ckpt} keeps no texts beside its memory, as it is of an earlier version: "
-            f"rows go by number. To add the texts, delete {Path(ckpt) / 'step.json'} and repeat "
-            "the model's train command, which then only writes it again",
+            "rows go by number. To add texts, delete step.json in the model's folder and repeat "
+            "its train command, which then only writes it again",
             file=sys.stderr,
         )
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -54,6 +55,7 @@ from disk import (
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
+from language import nf4
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise, noise_cosine
 
@@ -489,6 +491,7 @@ def save(run: "Run", step: int) -> None:
     out, model = run.out, run.model
     state = {"step": step, "identity": run.identity, "optimizer": run.optimizer.state_dict()}
     state["model"] = {name: p.detach() for name, p in model.trainable().items()}
+    model.history = description(run, step)
     with replacing(out / "state.pt") as path, libraries_write():
         torch.save(state, path)
     part, old = out / "model.part", out / "model.old"
@@ -497,6 +500,8 @@ def save(run: "Run", step: int) -> None:
     try:
         model.save_pretrained(part)
         (part / "step.json").write_text(str(step))  # tells whether the model is as new as the state
+        if (out / "model" / "README.md").exists():  # its user's
+            shutil.copy(out / "model" / "README.md", part)
     except OSError:  # a full disk
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -505,6 +510,28 @@ def save(run: "Run", step: int) -> None:
     os.rename(part, out / "model")
     shutil.rmtree(old, ignore_errors=True)
     log.plot(out)
+
+
+def description(run: Run, step: int) -> dict:
+    """What the model's card says of its training (hub/card.py): no place on this machine."""
+    left = {f.name for cls in (MachineConfig, MATSConfig) for f in fields(cls)}
+    left |= {"train", "mixture"}  # `sources` tells them
+    total = sum(run.weights)
+    return {
+        "step": step,
+        "config": {name: value for name, value in asdict(run.cfg).items() if name not in left},
+        "sources": [
+            {
+                "name": source.name.rpartition("/")[2],
+                "samples": len(source),
+                "share": weight / total,
+                "licences": source.index.get("licences", {}),
+                "hash": source.index["hash"],
+            }
+            for source, weight in zip(run.sources, run.weights)
+        ],
+        "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+    }
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -610,7 +637,7 @@ def summary(run: Run) -> str:
     """The sizes of all that trains, and the noise, in a line."""
 
     def millions(parameters):
-        return sum(p.numel() for p in parameters) / 1e6
+        return nf4.count(parameters) / 1e6
 
     mapper = millions(run.model.mapper.parameters())
     lora = millions(p for name, p in run.model.trainable().items() if "lora_" in name)
@@ -647,7 +674,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             "out of memory: lower --micro_batch (batch_size, and so the result, stays the same), "
-            f"or --llm_dtype=bfloat16. {error}"
+            f"or --llm_dtype=bfloat16 or nf4. {error}"
         )
     return None
 
@@ -664,7 +691,7 @@ CHOICES = {
     "schedule": ("linear", "cosine"),
     "supervision": ("text", "audio"),
     "dtype": ("float32", "bfloat16"),
-    "llm_dtype": ("float32", "bfloat16"),
+    "llm_dtype": ("float32", "bfloat16", "nf4"),
 }
 
 

@@ -111,6 +111,11 @@ def is_path(name: str) -> bool:
     return os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def is_code(name: str) -> bool:
+    """Whether it is "package.module:factory": whoever loads it imports code."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+
+
 MODEL = (".safetensors", ".bin", ".pth", ".json", ".model")  # files that make a model what it is
 
 
@@ -133,6 +138,24 @@ def fingerprint(folder) -> str:
 def sha256(path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digest(*parts) -> str:
+    """12 characters for a JSON value."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights(folder) -> list[Path]:
+    """The files that a CLAP or a trained model is made of, in order."""
+    folder = Path(folder)
+    found = sorted(folder.rglob("*")) if folder.is_dir() else []
+    return [path for path in found if path.suffix in (".safetensors", ".json", ".pth")]
+
+
+def model_digest(folder, llm: str) -> str:
+    """A digest of a trained model's files, and of its language model's where that is a folder."""
+    parts = [sha256(path) for path in weights(folder)]
+    return digest([*parts, fingerprint(llm)] if os.path.isdir(llm) else parts)
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -168,8 +191,21 @@ def write_tensors(tensors: dict, path, metadata: dict | None = None) -> None:
     """Writes a safetensors file, all or nothing. Raises OSError."""
     from safetensors.torch import save_file
 
-    with replacing(path) as part, libraries_write():
-        save_file(tensors, part, metadata)
+    with replacing(path) as part:
+        with libraries_write():
+            save_file(tensors, part, metadata)
+        share(part)
+
+
+def share(path) -> None:
+    """Gives a file the permissions of any new file. safetensors leaves its own to the owner alone.
+
+    A new file tells them: to read the umask is to change it, for all threads.
+    """
+    new = Path(f"{path}.mode")
+    new.touch()
+    os.chmod(path, new.stat().st_mode & 0o777)
+    new.unlink()
 
 
 @contextmanager

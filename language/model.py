@@ -34,6 +34,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from disk import DataError, read_finite, read_json, reading
+from language import nf4
 
 # SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
 # out, which makes every step wait for the GPU. Compiled before torch 2.14 it always builds a mask,
@@ -44,7 +45,7 @@ AttentionInterface.register("causal", sdpa_attention_forward)
 @dataclass
 class LanguageConfig:
     llm: str = "gpt2"  # any causal LM of transformers, by name or folder; frozen
-    llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16
+    llm_dtype: str = "float32"  # of the frozen weights: float32 | bfloat16 | nf4
     template: str = "{audio}{instruction}"  # the prompt (language/prompt.py), or: chat
     max_answer: int = 150  # longer answers are cut, in tokens
     lora_rank: int = 8  # section 4.1
@@ -66,16 +67,17 @@ def load(config: LanguageConfig, llm=None, tokenizer=None):
         "a language model is the name of one of transformers, which is downloaded once, or a "
         "folder (--llm, or `llm` in the model's config.json)"
     )
+    safe = {"trust_remote_code": False}  # else transformers asks whether to run a model's code
     with reading(f"language model {config.llm!r}", missing):
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm, **safe)
     if llm is None:
-        dtype = getattr(torch, config.llm_dtype)
         with reading(f"language model {config.llm!r}", missing):
-            known = type(AutoConfig.from_pretrained(config.llm)) in MODEL_FOR_CAUSAL_LM_MAPPING
+            found = AutoConfig.from_pretrained(config.llm, **safe)
+            known = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING
             kind = AutoModelForCausalLM if known else AutoModelForImageTextToText
-            llm = kind.from_pretrained(config.llm, dtype=dtype)
+            llm = kind.from_pretrained(config.llm, **nf4.loading(config.llm_dtype), **safe)
     take_vectors(llm)
-    return tokenizer, llm.to(getattr(torch, config.llm_dtype)).requires_grad_(False).eval()
+    return tokenizer, nf4.cast(llm, config.llm_dtype).requires_grad_(False).eval()
 
 
 def forget_decoding(llm: nn.Module) -> list[int]:

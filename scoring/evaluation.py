@@ -1,8 +1,6 @@
 """One model on one folder of benchmarks: the settings, and the place of each result."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +12,7 @@ import torch
 
 from clap import check_encoder, load_clap
 from data import Source
-from disk import DataError, fingerprint, read_json, sha256
+from disk import DataError, digest, model_digest, read_json, sha256, weights
 from distributed import Ranks
 from mats import MATS, read_config
 from scoring.encoders import text_encoder
@@ -66,6 +64,8 @@ class Evaluation:
     vectors: Path | None = None  # folder of another evaluation of the same CLAP
     tolerant: bool = False
     stored_only: bool = False  # answers are read, and never generated
+    encoder: str = ""  # instead of the CLAP that the model names (mats.read_config)
+    title: str = ""  # of the model; empty: its folder
     failed: dict[str, str] = field(default_factory=dict)  # benchmark -> why it cannot be scored
     stopping: Event = field(default_factory=Event)  # threads should end
     encoded: dict = field(default_factory=dict)  # benchmark -> Encoded
@@ -78,16 +78,14 @@ class Evaluation:
             fits = False
         if not fits:
             raise DataError(f"--label-template {self.template!r} needs {{}} in place of the label")
-        self.config, self.trained_with = read_config(self.ckpt, needs=("clap",))
+        self.config, self.trained_with = read_config(self.ckpt, ("clap",), self.encoder)
         self.clap_name = self.config.clap
         self.names, self.sources, self.labels = self.find_benchmarks(), {}, {}
         for name in list(self.names):
             with self.tolerating(name):
                 self.sources[name] = Source(self.shards / name)
                 self.labels[name] = self.read_labels(name)
-        llm = self.config.llm
-        parts = [sha256(path) for path in files(self.ckpt)]
-        model = digest([*parts, fingerprint(llm)] if os.path.isdir(llm) else parts)
+        model = model_digest(self.ckpt, self.config.llm)
         self.made = MadeWith(model, self.crop, self.tags, keywords(self.decoding))
 
     @contextmanager
@@ -138,7 +136,7 @@ class Evaluation:
     @cached_property
     def vector_keys(self) -> dict[str, str]:
         """Of each benchmark a digest of all that its vectors are made of."""
-        clap = [sha256(path) for path in files(Path(self.clap_name))] or self.clap_name
+        clap = [sha256(path) for path in weights(self.clap_name)] or self.clap_name
         return {
             name: digest(clap, self.crop, source.index["hash"])
             for name, source in self.sources.items()
@@ -184,7 +182,7 @@ class Evaluation:
 
     def like(self, ckpt: Path, out: Path) -> "Evaluation":
         """The same evaluation of another model of the same CLAP; the audio is not encoded again."""
-        fresh = {"encoded": {}, "failed": {}}
+        fresh = {"encoded": {}, "failed": {}, "title": ""}
         return replace(self, ckpt=ckpt, out=out, vectors=self.vector_folder, **fresh)
 
     def on(self, names: list[str]) -> "Evaluation":
@@ -201,15 +199,6 @@ class Evaluation:
             known = self.vector_keys
             key = digest(key, sorted((name, known[name]) for name in self.names))
         return self.out / column / f"{name}.{key}.jsonl"
-
-
-def digest(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def files(folder: Path) -> list[Path]:
-    found = sorted(folder.rglob("*")) if folder.is_dir() else []
-    return [path for path in found if path.suffix in (".safetensors", ".json", ".pth")]
 
 
 def keywords(decoding: str) -> dict:

@@ -28,7 +28,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         json.dumps(evaluation.made.decoding),
     )
     return {
-        "ckpt": str(evaluation.ckpt),
+        "ckpt": evaluation.title or str(evaluation.ckpt),
         "made": made,
         "notes": notes(evaluation),
         "titles": {name: BENCHMARKS[name].title for name in evaluation.names},

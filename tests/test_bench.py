@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import gpt2
+from peft.tuners.lora import LoraLayer
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.bench.__main__ import PARTS, main
 from experiments.bench.clock import clock, duration, rate, timing
-from experiments.bench.counting import Living, memory_of, working_share
+from experiments.bench.counting import Living, Packed, memory_of, pack, working_share
 from experiments.bench.samples import KINDS, batches_of, make_tokenizer, mixture
 from experiments.bench.training import loss_everywhere
 from mats import MATS, MATSConfig
@@ -50,6 +52,50 @@ def test_a_larger_batch_takes_more_and_weights_are_not_counted_twice():
     # GPT-2 in bfloat16; mapper and LoRA with gradients and moments
     weights = (2 * 124e6 + 4 * 4 * 111e6) / 1e9
     assert weights < few < weights + 1.2 and 0.4 < many - few < 0.8
+
+
+def test_4_bits_take_as_many_bytes_as_bitsandbytes_makes_of_them():
+    bnb = pytest.importorskip("bitsandbytes", reason="4 bits: pip install -r requirements-4bit.txt")
+    for rows, width in ((512, 256), (192, 64)):
+        layer = torch.nn.Linear(width, rows, bias=False, dtype=torch.bfloat16)
+        weight, state = bnb.functional.quantize_4bit(
+            layer.weight.data, quant_type="nf4", compress_statistics=True
+        )
+        held = [weight, state.absmax, state.offset, state.state2.absmax]
+        held += [state.code, state.state2.code]
+        assert sum(t.nbytes for t in held) == sum(t.nbytes for t in Packed(layer).buffers())
+
+
+@pytest.mark.slow
+def test_a_step_in_4_bits_holds_what_bitsandbytes_holds(tokenizer, tmp_path):
+    """What a forward pass keeps for the backward, and the most of the backward."""
+    pytest.importorskip("bitsandbytes", reason="4 bits: pip install -r requirements-4bit.txt")
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 128}
+    heads = {"num_attention_heads": 4, "num_hidden_layers": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **heads, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    shape = dict(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2, llm=str(tmp_path))
+    kept, most = [], []
+    for llm_dtype in ("nf4", "bfloat16"):
+        model = MATS(MATSConfig(**shape, llm_dtype=llm_dtype), tokenizer=tokenizer).train()
+        if llm_dtype == "bfloat16":
+            model = pack(model)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):  # peft's of 4 bits asks for CUDA's autocast alone
+                module.cast_input_dtype_enabled = False
+        z, ids, answer = torch.randn(8, 16), torch.ones(8, 40).long(), torch.arange(20, 40)
+        with Living() as living:
+            for p in [*model.parameters(), *model.buffers()]:
+                living.add(p.untyped_storage())
+            weights = living.now
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(z, ids, answer)
+            kept.append(living.now - weights)
+            living.most = 0
+            loss.backward()
+            most.append(living.most - weights)
+    assert kept[1] == pytest.approx(kept[0], rel=0.01), kept
+    assert most[1] == pytest.approx(most[0], rel=0.02), most
 
 
 def test_ranks_wait_for_the_longest_of_each_update():

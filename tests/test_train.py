@@ -799,3 +799,19 @@ def test_time_for_validation_and_saving_is_not_training_time(world, tmp_path, mo
     monkeypatch.setattr(train, "check", checked)
     train.main(arguments(world, tmp_path, steps=4, log_every=2, val_every=1))
     assert [line["samples_per_s"] for line in lines_of(tmp_path)] == [16.0, 16.0]
+
+
+def test_a_model_says_what_it_was_trained_on_and_keeps_its_card(world, tmp_path):
+    short = dict(steps=2, save_every=2, memory=0, val="", batch_size=8)
+    mixture = {"farm": 3.0, "zoo": 1.0}
+    train.main(arguments(world, tmp_path, mixture=mixture, **short))
+    (tmp_path / "model/README.md").write_text("Mine.")
+    told = (tmp_path / "model/training.json").read_text()
+    assert str(world) not in told and str(tmp_path) not in told
+    told = json.loads(told)
+    assert told["step"] == 2 and told["config"]["variance"] == 0.015
+    sources = [(s["name"], s["samples"], s["share"]) for s in told["sources"]]
+    assert sources == [("farm", 120, 0.75), ("zoo", 120, 0.25)]
+    assert MATS.from_pretrained(tmp_path / "model").history == told
+    train.main(arguments(world, tmp_path, mixture=mixture, fresh=True, **short))
+    assert (tmp_path / "model/README.md").read_text() == "Mine."

@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,13 +58,63 @@ class Living(TorchDispatchMode):
         self.now -= size
 
 
-def memory_of(size: str, n: int, positions: int, answers: int) -> float:
+class Product(torch.autograd.Function):
+    """x W^T, whose W lives for the time of a product alone: it is restored forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, packed: "Packed") -> Tensor:
+        ctx.packed = packed
+        return F.linear(x, packed.restored(), packed.bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:
+        return gradient @ ctx.packed.restored(), None
+
+
+class Packed(nn.Module):
+    """A frozen linear layer of 4 bits (language.nf4), as large as bitsandbytes'. Without values."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias, size = layer.bias, layer.weight.numel()
+        blocks = -(-size // 64)
+        for name, count, dtype in (
+            ("weight", -(-size // 2), torch.uint8),
+            ("scales", blocks, torch.uint8),
+            ("scales_of_scales", -(-blocks // 256), torch.float32),
+            ("tables", 16 + 256 + 1, torch.float32),  # of weights, of scales; the scales' mean
+        ):
+            self.register_buffer(name, torch.empty(count, dtype=dtype, device=layer.weight.device))
+
+    def restored(self) -> Tensor:
+        scales = torch.empty(len(self.scales), device=self.scales.device)  # in 32 bits
+        shape = self.out_features, self.in_features
+        return torch.empty(shape, dtype=torch.bfloat16, device=scales.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(x.to(torch.bfloat16), self).to(x.dtype)
+
+
+def pack(model: MATS) -> MATS:
+    """The model, its language model's frozen linear layers as `Packed`, and the head as it was."""
+    llm = model.llm.get_base_model()
+    for name, module in list(llm.named_modules()):
+        if isinstance(module, LoraLayer):  # under autocast peft's of 4 bits does not copy its input
+            module.cast_input_dtype_enabled = False
+        trained = any(p.requires_grad for p in module.parameters())
+        if type(module) is nn.Linear and not trained and module is not llm.get_output_embeddings():
+            llm.set_submodule(name, Packed(module))
+    return model
+
+
+def memory_of(size: str, n: int, positions: int, answers: int, nf4: bool = False) -> float:
     """GB that two training steps of n samples take at most, summed over fake tensors.
 
-    positions, answers: tokens of a sample's text, and of its answer. Not compiled, and without the
-    share of CUDA and its libraries (about 1 GB).
+    positions, answers: tokens of a sample's text, and of its answer; nf4: frozen linear layers have
+    4 bits. Not compiled, and without the share of CUDA and its libraries (about 1 GB).
     """
-    model = weightless(size)
+    model = pack(weightless(size)) if nf4 else weightless(size)
     with FakeTensorMode(), Living() as living:
         fake(model)
         optimizer = torch.optim.AdamW(model.trainable().values(), fused=True)
@@ -80,13 +134,16 @@ def memory(machine: Machine) -> dict:
     """Memory of a training step at its true size, computed: a usual batch, and one of the longest
     samples."""
     result = {"unit": "GB"}
-    for name, size, n in (
-        ("GPT2", "gpt2", 128),
-        ("GPT2", "gpt2", 64),
-        ("LLaMA-7B", "llama", 12),
-        ("LLaMA-7B", "llama", 4),
+    for name, size, n, nf4 in (
+        ("GPT2", "gpt2", 128, False),
+        ("GPT2", "gpt2", 64, False),
+        ("LLaMA-7B", "llama", 12, False),
+        ("LLaMA-7B", "llama", 4, False),
+        ("LLaMA-7B in 4 bits", "llama", 12, True),
+        ("LLaMA-7B in 4 bits", "llama", 4, True),
+        ("LLaMA-7B in 4 bits", "llama", 1, True),
     ):
-        usual, longest = memory_of(size, n, 64, 40), memory_of(size, n, 176, 151)
+        usual, longest = memory_of(size, n, 64, 40, nf4), memory_of(size, n, 176, 151, nf4)
         result[f"MATS-{name}, micro-batch {n}"] = f"{usual:.1f} to {longest:.1f} GB"
     return result
 
