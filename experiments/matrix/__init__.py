@@ -1,0 +1,1 @@
+"""Language models of many families, small and random: `python -m experiments.matrix`."""
