@@ -48,6 +48,7 @@ from language.model import (
     load,
     load_lora,
     train_lora,
+    unembed,
 )
 from language.prompt import Template
 from santa import Santa
@@ -191,7 +192,7 @@ class MATS(nn.Module):
         #     b (P + T) + t + P - 1  =  a + (b + 1) P - 1,   where b = a // T.
         before = answer + (answer // T + 1) * P - 1
         hidden = rearrange(hidden, "b t d -> (b t) d").index_select(0, before)  # (N, D)
-        logits = self.rescale(llm.get_output_embeddings()(hidden))  # (N, V)
+        logits = self.rescale(unembed(llm, hidden))  # (N, V)
         return F.cross_entropy(logits.float(), ids.flatten()[answer])
 
     @torch.no_grad()

@@ -29,6 +29,8 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
@@ -194,7 +196,7 @@ def check(llm: nn.Module, name: str, longest: int) -> Checked:
                 f"{model}: its logits are not its output embedding of the last hidden state, "
                 "scaled or softcapped, so the loss would be wrong: choose another --llm"
             )
-        if not alike(padded(llm, ids), torch.stack([logits[0, 3], logits[1, 5]]), looser=8):
+        if not keeps_padding_out(llm, ids):
             raise DataError(
                 f"{model}: its answers depend on the padding in their batch: choose another --llm"
             )
@@ -222,7 +224,13 @@ def products(llm: nn.Module, ids: Tensor) -> Tensor:
     """(B, T, V): the output embedding of the last hidden state, as MATS.forward computes it."""
     x = llm.get_input_embeddings()(ids)
     hidden = decoder_of(llm)(inputs_embeds=x, use_cache=False).last_hidden_state
-    return llm.get_output_embeddings()(hidden)
+    return unembed(llm, hidden)
+
+
+def unembed(llm: nn.Module, hidden: Tensor) -> Tensor:
+    """The output embedding (..., V) of hidden states (..., D); Mamba's decoder has float32 ones."""
+    output = llm.get_output_embeddings()
+    return output(hidden.to(output.weight.dtype))
 
 
 def products_without_mask(llm: nn.Module, ids: Tensor) -> Tensor:
@@ -235,20 +243,45 @@ def products_without_mask(llm: nn.Module, ids: Tensor) -> Tensor:
         llm.set_attn_implementation(before)
 
 
-def padded(llm: nn.Module, ids: Tensor) -> Tensor:
-    """Logits (2, V) after the first four tokens of row 0, and all six of row 1, in one batch."""
-    x, places = llm.get_input_embeddings()(ids), torch.arange(6, device=ids.device)
-    x = torch.stack([x[0].roll(2, dims=0), x[1]])
-    mask = (places >= torch.tensor([[2], [0]], device=ids.device)).long()
-    how = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+def keeps_padding_out(llm: nn.Module, ids: Tensor) -> bool:
+    """Whether answers to prompts of four and six vectors are the same in one batch as alone.
+
+    The vectors are no words, as the mapper's are not.
+    """
+    x = llm.get_input_embeddings()(ids)  # (2, 6, D)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x = x + 0.1 * x.std() * noise.to(x)
+    together = answered(llm, x, [4, 6])
+    alone = [answered(llm, x[:1], [4]), answered(llm, x[1:], [6])]
+    return alike(together, torch.cat(alone), looser=8)
+
+
+class Always(LogitsProcessor):
+    """Chooses the same token, so that no tie can be broken in two ways."""
+
+    def __call__(self, input_ids, scores):
+        chosen = torch.full_like(scores, -1e9)
+        chosen[:, scores.shape[1] // 2] = 0
+        return chosen
+
+
+def answered(llm: nn.Module, x: Tensor, lengths: list[int]) -> Tensor:
+    """Logits (B, 3, V) of three new tokens after the first vectors of each row of x (B, T, D)."""
+    T = max(lengths)
+    left = [T - length for length in lengths]  # of padding
+    x = torch.stack([row[:T].roll(n, dims=0) for row, n in zip(x, left)])
+    mask = torch.arange(T, device=x.device) >= torch.tensor(left, device=x.device)[:, None]
     out = llm.generate(
         inputs_embeds=x,
-        attention_mask=mask,
+        attention_mask=mask.long(),
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([Always()]),
         output_logits=True,
         return_dict_in_generate=True,
-        **how,
     )
-    return out.logits[0]
+    return torch.stack(out.logits, dim=1)
 
 
 # --- LoRA ---------------------------------------------------------------------------------------
