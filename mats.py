@@ -125,11 +125,12 @@ class MATS(nn.Module):
     """Mapper + frozen causal LM + LoRA. Only the mapper and LoRA are trained.
 
     llm, tokenizer: objects to use instead of loading config.llm. lora: a folder of trained LoRA
-    weights. `santa` is the memory that a trained model brings along, or None. `probe` is what the
-    encoder of its vectors makes of a few texts (clap.probe), or None. `ends` are the tokens at
-    which an answer ends, those of the model's own turns included. `history` is what train.py says
-    of the run, for the model's card (hub/card.py), or None. Raises DataError on a template,
-    tokenizer or LLM that cannot be used.
+    weights. Raises DataError on a template, tokenizer or LLM that cannot be used.
+
+    Attributes, each None where a model has none: `santa`, the memory that a trained model brings
+    along; `probe`, what the encoder of its vectors makes of a few texts (encoders.checks.probe);
+    `history`, what train.py says of the run, for the model's card (hub/card.py). `ends` are the
+    tokens at which an answer ends, those of the model's own turns included.
     """
 
     def __init__(self, config: MATSConfig, llm=None, tokenizer=None, lora: str | None = None):

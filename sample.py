@@ -18,9 +18,10 @@ from dataclasses import replace
 import torch
 
 from audio import CROPS, AudioError
-from clap import check_encoder, encode_file, load_clap, ready
+from clap import encode_file, load_clap
 from disk import DataError, command
 from distributed import find_device
+from encoders.checks import check_encoder, ready
 from hub import find_model
 from mats import MATS, read_config
 from santa import BRIDGES, RELEASED_NORM, Bridge, Explanation, bridge

@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import config
-from clap import encode_file, faster, load_clap, probe, ready, windows_of
+from clap import encode_file, load_clap, windows_of
 from data import Batches, Plan, Source, collate, find_sources, loader, read_source
 from disk import (
     DataError,
@@ -54,6 +54,7 @@ from disk import (
 from distributed import Ranks, end, log
 from distributed.log import Meter
 from distributed.watch import Watch
+from encoders.checks import faster, probe, ready
 from language import nf4
 from mats import MATS, MATSConfig
 from santa import Santa, add_noise, noise_cosine
@@ -326,7 +327,7 @@ def wrap(cfg: TrainConfig, model: MATS, ranks: Ranks) -> torch.nn.Module:
 
 
 def load_encoder(cfg: TrainConfig, sources: list[Source], ranks: Ranks) -> tuple:
-    """(CLAP, or None where all sources bring their vectors; what it makes of clap.PROBES).
+    """(CLAP, or None where all sources bring their vectors; what it makes of a few texts).
 
     Raises DataError where a source's vectors are not those of this run's CLAP. Where that is not at
     hand, and not needed, they cannot be compared.

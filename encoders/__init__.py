@@ -1,1 +1,1 @@
-"""Encoder pairs that clap.load_clap finds by a checkpoint's config.json, beside clap.CLAP."""
+"""Encoder pairs beside clap.CLAP, and the checks that every pair goes through."""

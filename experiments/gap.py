@@ -16,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from audio import AudioError
-from clap import encode_file, load_clap, ready
+from clap import encode_file, load_clap
 from data import Source, has_words, read_source
 from disk import DataError, command
+from encoders.checks import ready
 from santa import gap, noise_cosine, noise_variance
 from shards.files import csv_records
 

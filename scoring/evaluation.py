@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from threading import Event, Lock
 
-from clap import check_encoder, load_clap, ready
+from clap import load_clap
 from data import Source
 from disk import DataError, digest, model_digest, read_json, sha256, weights
 from distributed import Ranks
+from encoders.checks import check_encoder, ready
 from mats import MATS, read_config
 from scoring.encoders import text_encoder
 from scoring.tasks import BENCHMARKS

@@ -21,7 +21,7 @@ import torch
 import webdataset as wds
 from tqdm import tqdm
 
-from clap import encode_file, faster, load_clap, probe, ready, same_encoder
+from clap import encode_file, load_clap
 from data import Source, find_sources, is_hidden, read_shard, read_tar
 from disk import (
     DataError,
@@ -34,6 +34,7 @@ from disk import (
     write_atomic,
 )
 from distributed import find_device
+from encoders.checks import faster, probe, ready, same_encoder
 from shards.build import for_each
 from shards.writer import command_line, encode_json, npy_bytes, write_index
 

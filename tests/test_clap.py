@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from audio import load_audio
-from clap import CLAP, CLAPConfig, encode_file, load_clap, probe, same_encoder
+from clap import CLAP, CLAPConfig, encode_file, load_clap
 from disk import DataError, read_tensors, write_tensors
+from encoders.checks import probe, same_encoder
 from experiments.bench import oracle
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

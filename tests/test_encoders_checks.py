@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from conftest import make_samples, results_of, small_clap, write_samples
 
-import clap as clap_module
 import eval as evaluation
 import sample
 import scoring.evaluation
 import train
-from clap import COLLAPSED, LEAST_COSINE, VARIED, check_vectors, faster, ready
 from disk import DataError, write_tensors
 from distributed import Ranks
+from encoders import checks
+from encoders.checks import COLLAPSED, LEAST_COSINE, VARIED, check_vectors, faster, ready
 from experiments import gap
 from scoring import report
 from scoring.encoders import text_encoder
@@ -135,7 +135,7 @@ def test_every_command_looks_at_its_encoder_first(project, tmp_path, monkeypatch
 @pytest.fixture
 def gaining(monkeypatch):
     """A machine that gains by bfloat16 everywhere."""
-    monkeypatch.setattr(clap_module, "gains", lambda clap: True)
+    monkeypatch.setattr(checks, "gains", lambda clap: True)
 
 
 @pytest.mark.parametrize("tower", ["text", "audio"])
@@ -196,8 +196,8 @@ def test_text_matching_stays_in_float64(tokenizer, gaining):
 def test_a_gpu_gains_where_it_computes_in_bfloat16(monkeypatch, device, able):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
     clap = SimpleNamespace(device=torch.device(device), bfloat16=())
-    assert clap_module.gains(clap) == (device == "cuda" and able)
-    if not clap_module.gains(clap):
+    assert checks.gains(clap) == (device == "cuda" and able)
+    if not checks.gains(clap):
         assert faster(clap, "text") == "" and clap.bfloat16 == ()
 
 

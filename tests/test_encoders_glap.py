@@ -11,8 +11,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from conftest import flac, make_samples, write_samples
 
-from clap import encode_file, load_clap, ready
+from clap import encode_file, load_clap
 from data import Source, read_source
+from encoders.checks import ready
 from shards import embed as embedding
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"

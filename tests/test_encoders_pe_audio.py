@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from clap import CLAP, encode_file, load_clap, ready
+from clap import CLAP, encode_file, load_clap
 from disk import DataError, write_tensors
+from encoders.checks import ready
 from encoders.pe_audio import PEAudio
 from scoring.encoders import text_encoder
 

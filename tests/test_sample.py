@@ -13,6 +13,7 @@ import torch
 import clap as clap_module
 import sample
 from disk import DataError
+from encoders import checks
 from santa import RELEASED_NORM, Bridge, Moved, Santa
 
 ROOT = Path(__file__).parents[1]
@@ -200,13 +201,13 @@ def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):
 
 def test_another_encoder_than_in_training_is_refused(project):
     clap = clap_module.load_clap(str(project / "clap"))
-    own = clap_module.probe(clap)
+    own = checks.probe(clap)
     for probe in (None, own):
-        clap_module.check_encoder(probe, 16, clap, "it")
+        checks.check_encoder(probe, 16, clap, "it")
     with pytest.raises(DataError, match="of another encoder than it is now"):
-        clap_module.check_encoder([value + 0.1 for value in own], 16, clap, "it")
+        checks.check_encoder([value + 0.1 for value in own], 16, clap, "it")
     with pytest.raises(DataError, match="vectors of 8 numbers, and those of it have 16"):
-        clap_module.check_encoder(own, 8, clap, "it")
+        checks.check_encoder(own, 8, clap, "it")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

@@ -21,12 +21,13 @@ from torch.distributed import TCPStore
 
 import config
 import train
-from clap import load_clap, probe, same_encoder
+from clap import load_clap
 from data import Source
 from disk import DataError
 from distributed import Ranks, log
 from distributed.log import Meter
 from distributed.watch import Heard, Watch
+from encoders.checks import probe, same_encoder
 from language.prompt import Template
 from mats import MATS
 from shards.embed import embed
