@@ -96,7 +96,9 @@ class Mapper(nn.Module):
 
     The vector becomes `tokens` tokens, and `prefix` learned queries follow them. The queries'
     outputs are projected to the LLM's width. No positions, no final norm: details as in the
-    released weights. Raises DataError where `heads` does not divide `width`.
+    released weights. The soft tokens start several times longer than words; beginning at their
+    length made the first hundred updates no faster, on the tiny world and on SmolLM2-135M. Raises
+    DataError where `heads` does not divide `width`.
     """
 
     def __init__(
