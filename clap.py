@@ -523,11 +523,18 @@ def load_clap(name):
     module, factory = name.split(":")
     with reading(f"--clap {name}", "expected package.module:factory that can be imported here"):
         make = getattr(importlib.import_module(module), factory)
-    clap = make()
+    with reading(f"--clap {name}", "called without arguments, it should return an encoder pair"):
+        clap = make()
     needed = ("encode_text", "encode_audio", "dim", "sample_rate", "seconds")
     missing = [name for name in needed if not hasattr(clap, name)]
     if missing:
         raise DataError(f"{name} returned no encoder pair: missing {', '.join(missing)}")
+    if type(clap.dim) is not int or not clap.dim > 0:
+        raise DataError(f"{name}: dim is {clap.dim!r}, expected a whole number above 0")
+    for key in ("sample_rate", "seconds"):
+        value = getattr(clap, key)
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise DataError(f"{name}: {key} is {value!r}, expected a number above 0")
     with reading(f"--clap {name}", "its attribute tells how short clips are filled up"):
         check_padding(getattr(clap, "padding", "tile"))
     return clap

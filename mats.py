@@ -43,6 +43,7 @@ from language.model import (
     LanguageConfig,
     add_lora,
     check,
+    check_tokens,
     decoder_of,
     forget_decoding,
     load,
@@ -98,13 +99,17 @@ class Mapper(nn.Module):
     outputs are projected to the LLM's width. No positions, no final norm: details as in the
     released weights. The soft tokens start several times longer than words; beginning at their
     length made the first hundred updates no faster, on the tiny world and on SmolLM2-135M. Raises
-    DataError where `heads` does not divide `width`.
+    DataError where `heads` does not divide `width`, and on a size below 1.
     """
 
     def __init__(
         self, dim_in: int, width: int, dim_out: int, prefix=40, tokens=40, layers=8, heads=8
     ):
         super().__init__()
+        sizes = dict(dim=dim_in, width=width, prefix=prefix, tokens=tokens, layers=layers)
+        for name, size in (sizes | {"heads": heads}).items():
+            if size < 1:
+                raise DataError(f"{name}={size}: expected 1 or more")
         if width % heads:
             raise DataError(f"width {width} is not a multiple of heads {heads}")
         self.linear = nn.Linear(dim_in, tokens * width)
@@ -140,16 +145,34 @@ class MATS(nn.Module):
         self.config, self.santa, self.probe = config, None, None
         self.history, self.folder = None, None  # folder: where it was read from
         self.tokenizer, llm = load(config, llm, tokenizer)
-        self.template = Template(config.template, self.tokenizer, config.max_answer)
+        text_config = llm.config.get_text_config()
+        positions = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+        self.room = positions - config.prefix  # left for the prompt and the answer
+        self.template = self.fitting_template()
+        check_tokens(self.template, llm, config.llm)
         self.ends = list(dict.fromkeys([*self.template.end, *forget_decoding(llm)]))
         checked = check(llm, config.llm, config.prefix + self.template.longest)
         self.maskless, self.rescale = checked
         self.llm = load_lora(llm, lora) if lora else add_lora(llm, config)
         shape = config.prefix, config.tokens, config.layers, config.heads
         self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, *shape)
-        text_config = llm.config.get_text_config()
-        positions = getattr(text_config, "max_position_embeddings", None) or 1 << 30
-        self.room = positions - config.prefix  # left for the prompt and the answer
+
+    def fitting_template(self, least: int = 16) -> Template:
+        """The prompt, so short that it fits the LLM's positions with the longest answer.
+
+        Raises DataError where less than `least` tokens would be left for what follows the prefix.
+        """
+        config = self.config
+        template = Template(config.template, self.tokenizer, config.max_answer)
+        over = template.longest - self.room
+        if over > 0:
+            template.max_prompt -= over
+        if template.max_prompt < least:
+            raise DataError(
+                f"{config.llm} has {self.room + config.prefix} positions: prefix={config.prefix} "
+                f"and max_answer={config.max_answer} leave no room for a prompt; lower them"
+            )
+        return template
 
     @property
     def embed(self) -> nn.Embedding:
@@ -218,7 +241,8 @@ class MATS(nn.Module):
         if longest + new > self.room:
             raise DataError(
                 f"a prompt of {longest} tokens and {new} new ones do not fit the {self.room} "
-                f"positions that {self.config.llm} has left; lower max_new_tokens"
+                f"positions that {self.config.llm} has left: shorten the question, or lower "
+                "max_new_tokens"
             )
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         answers = [""] * len(prompts)
@@ -431,6 +455,11 @@ def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple
 
 def require_files(directory: Path) -> None:
     """Raises DataError where one of a saved model's files is missing."""
+    if not directory.exists():
+        raise DataError(
+            f"{directory} holds no trained model: there is no such folder (train one: torchrun "
+            "train.py)"
+        )
     for name in REQUIRED:
         file, inside = directory / name, directory / "model"
         if file.exists():
@@ -466,8 +495,8 @@ def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
     if needed and is_path(name):
         raise DataError(
             f"{directory / 'config.json'}: the field {key} names {name}, seen from its folder, and "
-            f"{local} is not there; copy it there, or change the field to its place or to a name "
-            "on the hub"
+            f"{os.path.abspath(local)} is not there: copy it there, or change the field to its "
+            "place or to a name on the hub (python -m hub FOLDER --to COPY copies all of a model)"
         )
     return name
 

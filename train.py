@@ -474,7 +474,7 @@ def resume(out: Path, identity: dict, fresh: bool) -> dict | None:
     if changed:
         sys.exit(
             f"{out} holds a run with another {', '.join(changed)} (for instance {changed[0]}="
-            f"{before.get(changed[0])!r}); choose another --out, or --fresh to replace it"
+            f"{repr(before.get(changed[0]))[:60]}); choose another --out, or --fresh to replace it"
         )
     return state
 
@@ -529,7 +529,8 @@ def description(run: Run, step: int) -> dict:
         "config": {name: value for name, value in asdict(run.cfg).items() if name not in left},
         "sources": [
             {
-                "name": source.name.rpartition("/")[2],
+                "name": ", ".join(source.index.get("sources", {}))
+                or source.name.rpartition("/")[2],
                 "samples": len(source),
                 "share": weight / total,
                 "licences": source.index.get("licences", {}),

@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from disk import DataError
+from disk import DataError, reading
 
 VARIED = (  # texts that no useful encoder takes for one another
     "a dog barks",
@@ -26,7 +26,7 @@ VARIED = (  # texts that no useful encoder takes for one another
 # The highest mean cosine of VARIED. The tiny world's CLAP has 0.74, msclap's sizes with random
 # weights 0.60; laion/larger_clap_music, whose text tower is useless, has 0.9993.
 COLLAPSED = 0.98
-LEAST_COSINE = 0.999  # of a vector in bfloat16 with the same in float32
+LEAST_COSINE = 0.999  # of two vectors of one text or sound, but for half precision
 
 
 def ready(clap, name: str, device: str | torch.device = "cpu"):
@@ -48,20 +48,26 @@ def trial_waves(clap) -> Tensor:
     return torch.stack([noise, tone])
 
 
-@torch.no_grad()
 def check_vectors(clap, name: str) -> None:
     """Raises DataError that names the encoder, unless both towers make finite unit rows (N, dim).
 
     So it does where very different texts get nearly the same vector: no model learns from those.
     """
-    waves = trial_waves(clap)
-    texts = clap.encode_text(list(VARIED))
+    waves, own = trial_waves(clap), "it is the encoder's own error: try it by itself"
+    with reading(f"{name}: encode_text of {len(VARIED)} texts", own):
+        texts = clap.encode_text(list(VARIED))
     check_rows(texts, len(VARIED), clap.dim, f"{name}: encode_text")
-    try:
+    with reading(f"{name}: encode_text of 2 texts", own):
+        again = clap.encode_text(list(VARIED[:2]))
+    check_rows(again, 2, clap.dim, f"{name}: encode_text")
+    with reading(f"{name}: encode_audio of a noise and a tone", own):
         sounds = clap.encode_audio(waves)
-    except ValueError as error:  # ours refuse vectors that are not finite
-        raise DataError(f"{name}: encode_audio takes no noise and no tone: {error}") from error
     check_rows(sounds, len(waves), clap.dim, f"{name}: encode_audio")
+    if F.cosine_similarity(texts[:2].double(), again.double()).min() < LEAST_COSINE:
+        raise DataError(
+            f"{name}: encode_text makes other vectors of the same two texts when they stand beside "
+            "others, or at the next call: is it in eval mode, and does it keep padding out?"
+        )
     texts, n = texts.cpu().double(), len(VARIED)
     cosines = texts @ texts.T  # (N, N)
     mean = (cosines.sum() - cosines.trace()).item() / (n * (n - 1))
@@ -85,6 +91,8 @@ def check_rows(rows, n: int, dim: int, what: str) -> None:
         )
     if not rows.isfinite().all():
         raise DataError(f"{what} makes vectors that are not finite")
+    if rows.requires_grad:
+        raise DataError(f"{what} makes vectors with gradients: compute them under torch.no_grad()")
     lengths = rows.cpu().double().norm(dim=1)
     if (lengths - 1).abs().max() > 0.01:  # half precision leaves 0.004
         raise DataError(

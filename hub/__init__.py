@@ -44,10 +44,17 @@ def is_on_hub(name: str | os.PathLike) -> bool:
 
     It is a folder's where that folder is here, or where one of the name's first part is.
     """
-    repo = str(name).partition("@")[0]
+    repo = str(without_address(name)).partition("@")[0]
     if isinstance(name, os.PathLike) or os.path.exists(name) or is_path(repo) or "/" not in repo:
         return False
     return not os.path.isdir(repo.split("/")[0])
+
+
+def without_address(name: str | os.PathLike) -> str | os.PathLike:
+    """user/name of the address of a model's page; anything else as it is."""
+    if isinstance(name, str):
+        return name.removeprefix(f"{constants.ENDPOINT}/").removesuffix("/")
+    return name
 
 
 def find_model(name: str | os.PathLike) -> Path:
@@ -56,6 +63,7 @@ def find_model(name: str | os.PathLike) -> Path:
     A model on the hub is fetched where the cache lacks it, or has an older one. Raises DataError
     where that cannot be.
     """
+    name = without_address(name)
     if not is_on_hub(name):
         return Path(name)
     repo, _, revision = str(name).partition("@")

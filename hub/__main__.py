@@ -2,6 +2,7 @@
 
     python -m hub out/tiny/model                         print the card that would be pushed
     python -m hub out/tiny/model user/name --private     push the model; `hf auth login` comes first
+    python -m hub out/tiny/model --to FOLDER             a copy of all that it needs
 
 A README.md in the model's folder is pushed as it is, in place of that card.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from disk import command
 from hub import card
-from hub.push import pack, push
+from hub.push import export, pack, push
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +27,11 @@ def main(argv: list[str] | None = None) -> None:
     add("name", nargs="?", help="user/name: push it there; without, only the card is printed")
     add("--private", action="store_true", help="where the repository is new")
     add("--branch", help="default: main")
+    add("--to", metavar="FOLDER", help="write the model there, and what goes along")
     args = parser.parse_args(argv)
+    if args.to:
+        export(args.folder, args.to)
+        return
     if args.name:
         print(push(args.folder, args.name, args.private, args.branch))
         return

@@ -39,6 +39,7 @@ def write(upload: Path, name: str, run: Path) -> str:
     if own.exists():
         return own.read_text(encoding="utf-8", errors="replace")
     config, training = read_json(upload / "config.json"), upload / "training.json"
+    known = read_json(training) if training.exists() else None
     parts = {key: part(upload, config[key]) for key in BASES}
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
@@ -52,7 +53,8 @@ def write(upload: Path, name: str, run: Path) -> str:
             factory=is_code(config["clap"]),
             parts=parts,
             memory=(upload / "santa.safetensors").exists(),
-            training=read_json(training) if training.exists() else None,
+            training=known,
+            tiny=known and any(source["name"] == "tiny" for source in known["sources"]),
             scores=scores(run),
             licence=licence,
             cell=cell,
@@ -66,8 +68,8 @@ def part(upload: Path, name: str) -> str:
     if not (upload / name).is_dir():
         return f"[`{name}`](https://huggingface.co/{name})"
     config = read_json(upload / name / "config.json")
-    kind = config.get("model_type") or config.get("kind") or "model"
-    return f"a {cell(kind)}, here in `{Path(name).name}/`"
+    kind = config.get("model_type") or config.get("kind") or "not stated"
+    return f"its own, here in `{Path(name).name}/` (architecture: {cell(kind)})"
 
 
 def metadata(bases: list[str]) -> str:
@@ -108,6 +110,7 @@ def scores(run: Path) -> dict | None:
         columns = [name for name in COLUMNS if name in results["columns"]]
         rows = [row_of(results, name, columns) for name in results["headline"]]
         made = {key: value for key, value in results["made"].items() if key != "model"}
+        made["tags"] = "on" if made.get("tags") else "off"
         settings = cell(", ".join(f"{key} {value}" for key, value in made.items()))
     except (DataError, KeyError, TypeError, AttributeError) as error:
         print(f"{path} is left out of the card: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ The folder that is pushed holds links: nothing is copied.
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from disk import DataError, fingerprint, is_code, read_json, sha256
+from disk import DataError, fingerprint, is_code, is_path, read_json, sha256, share
 from hub import FILES, FOLDERS, KINDS, LOG_IN, PATTERNS, REQUIRED, asking, card
 
 HOW = {  # a folder of another form becomes one of safetensors
@@ -38,14 +39,14 @@ def push(
     card tells; by default `folder`. Files of an earlier push that this model lacks are deleted.
     Raises DataError.
     """
-    if "/" not in name:
+    if "/" not in name or not is_name(name):
         raise DataError(f"{name!r} is no name on the hub: expected user/name")
+    if not (token or get_token()):
+        raise DataError(f"{name}: no token: {LOG_IN}")
     with tempfile.TemporaryDirectory() as upload:
         for line in pack(Path(folder), Path(upload)):
             print(line, file=sys.stderr)
         text = card.write(Path(upload), name, Path(run or folder))
-        if not (token or get_token()):
-            raise DataError(f"{name}: no token: {LOG_IN}")
         with asking(name):
             api = HfApi(token=token, library_name="mats")
             page = api.create_repo(name, private=private or None, exist_ok=True)
@@ -63,6 +64,23 @@ def push(
                 delete_patterns=PATTERNS,
             )
     return str(page)
+
+
+def export(folder, target) -> None:
+    """Writes the model, with its card and all that goes along, to a new folder `target`.
+
+    Raises DataError where that is there already, or as pack does.
+    """
+    target = Path(target)
+    if target.exists():
+        raise DataError(f"{target} is there already: name a new folder")
+    with tempfile.TemporaryDirectory() as upload:
+        for line in pack(Path(folder), Path(upload)):
+            print(line, file=sys.stderr)
+        text = card.write(Path(upload), target.name, Path(folder))
+        Path(upload, "README.md").write_text(text, encoding="utf-8")
+        shutil.copytree(upload, target)
+    share(target)
 
 
 def has_own_card(api: HfApi, name: str, branch: str | None) -> bool:
@@ -95,6 +113,11 @@ def pack(folder: Path, upload: Path) -> list[str]:
             size = bundle(place, upload / key, key)
             said.append(f"{key}/ goes along: {os.path.normpath(place)}, {size / 1e6:,.1f} MB")
             config[key] = f"./{key}"
+        elif is_path(value) and not place.exists():
+            raise DataError(
+                f"{folder / 'config.json'}: the field {key} names {value}, seen from its folder, "
+                f"and {os.path.abspath(place)} is not there"
+            )
         elif not is_name(value):
             raise DataError(
                 f"{folder / 'config.json'}: the field {key} names {value}, which is neither a "

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
@@ -35,8 +37,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
-from disk import DataError, read_finite, read_json, reading
+from disk import DataError, is_path, read_finite, read_json, reading
 from language import nf4
+from language.prompt import Template, control_tokens
 
 # SDPA that is told "causal" and given no mask. transformers' own asks whether the mask can be left
 # out, which makes every step wait for the GPU. Compiled before torch 2.14 it always builds a mask,
@@ -65,21 +68,50 @@ def load(config: LanguageConfig, llm=None, tokenizer=None):
     The model has neither gradients nor dropout, and decodes greedily whatever its checkpoint says.
     Raises DataError where it cannot be loaded.
     """
-    missing = (
-        "a language model is the name of one of transformers, which is downloaded once, or a "
-        "folder (--llm, or `llm` in the model's config.json)"
+    name = f"language model {config.llm!r}"
+    if llm is None and is_path(config.llm) and not Path(config.llm, "config.json").exists():
+        raise DataError(f"{name}: there is no such folder, or no config.json in it (--llm)")
+    advice = (
+        "is it the name of one on the hub, spelt so, or a folder (--llm, or `llm` in the model's "
+        "config.json)? One that is private or gated needs hf auth login"
     )
     safe = {"trust_remote_code": False}  # else transformers asks whether to run a model's code
-    with reading(f"language model {config.llm!r}", missing):
+    with reading(name, advice):
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm, **safe)
     if llm is None:
-        with reading(f"language model {config.llm!r}", missing):
-            found = AutoConfig.from_pretrained(config.llm, **safe)
-            known = type(found) in MODEL_FOR_CAUSAL_LM_MAPPING
-            kind = AutoModelForCausalLM if known else AutoModelForImageTextToText
+        with reading(name, advice):
+            kind = kind_of(AutoConfig.from_pretrained(config.llm, **safe), name)
             llm = kind.from_pretrained(config.llm, **nf4.loading(config.llm_dtype), **safe)
     take_vectors(llm)
     return tokenizer, nf4.cast(llm, config.llm_dtype).requires_grad_(False).eval()
+
+
+def kind_of(config, name: str):
+    """The class that loads a causal language model, or a wrapper of one. Raises DataError."""
+    for models, kind in (
+        (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+    ):
+        if type(config) in models:
+            return kind
+    raise DataError(
+        f"{name} is of the type {config.model_type}, of which transformers has no causal language "
+        "model: choose another --llm"
+    )
+
+
+def check_tokens(template: Template, llm: nn.Module, name: str) -> None:
+    """Raises DataError unless the model has all tokens that the prompt and any text may hold."""
+    control = set(control_tokens(template.tokenizer))  # in texts these are plain text
+    vocabulary = template.tokenizer.get_vocab().items()
+    ordinary = max(i for token, i in vocabulary if token not in control)
+    ((ids, _),) = template.encode([{"instruction": "a", "answer": "a"}])
+    highest, known = max(ordinary, *ids), llm.get_input_embeddings().num_embeddings
+    if highest >= known:
+        raise DataError(
+            f"language model {name!r} knows {known:,} tokens, and its tokenizer makes token number "
+            f"{highest:,}: are both of the same model?"
+        )
 
 
 def forget_decoding(llm: nn.Module) -> list[int]:
@@ -321,12 +353,12 @@ def targets_of(llm: nn.Module, targets: str) -> list[str]:
         found = default_targets(llm, layers)
     missing = []
     if not is_pattern(targets):
-        wanted = [target.strip() for target in targets.split(",") if target != "all-linear"]
+        wanted = [] if targets == "all-linear" else map(str.strip, targets.split(","))
         missing = [name for name in wanted if name and not any(named(n, name) for n in layers)]
     if missing or not found:
         last = sorted({name.rpartition(".")[2] for name in layers})
         raise DataError(
-            f"--lora_targets={targets or ''}: {type(llm).__name__} has no such layer"
+            f"--lora_targets={targets}: {type(llm).__name__} has no such layer for LoRA"
             f"{': ' + ', '.join(missing) if missing else ''}; it has {', '.join(last) or 'none'} "
             "(names, a regular expression for whole names, or all-linear)"
         )
@@ -354,10 +386,11 @@ def is_target(layer: str, targets: str) -> bool:
 
 
 def default_targets(llm: nn.Module, layers: list[str]) -> list[str]:
-    """PEFT's default for this family; else the attention's projections."""
+    """PEFT's default for this family; else the attention's projections, or those into a state."""
     names = PEFT_TARGETS.get(llm.config.get_text_config().model_type, [])
     found = [layer for layer in layers if any(named(layer, name) for name in names)]
-    return found or [layer for layer in layers if re.search(r"att(n|ention)[^.]*\.", layer)]
+    found = found or [layer for layer in layers if re.search(r"att(n|ention)[^.]*\.", layer)]
+    return found or [layer for layer in layers if named(layer, "in_proj")]  # Mamba
 
 
 def add_lora(llm: nn.Module, config: LanguageConfig) -> nn.Module:

@@ -1,5 +1,6 @@
 """An instruction -> tokens, with a place for the prefix; an answer -> tokens, with an end."""
 
+import difflib
 import re
 
 from disk import DataError, reading
@@ -31,7 +32,14 @@ class Template:
     def __init__(self, template: str, tokenizer, max_answer=150, max_prompt=512):
         self.text = template = chat(tokenizer) if template == "chat" else template
         self.tokenizer, self.max_answer, self.max_prompt = tokenizer, max_answer, max_prompt
+        if max_answer < 1:
+            raise DataError(f"max_answer={max_answer}: expected 1 or more")
         check_places(template)
+        if not tokenizer.tokenize("a"):
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path!r} makes no tokens of a text: is its "
+                "tokenizer.json there?"
+            )
         if tokenizer.eos_token_id is None:
             raise DataError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, so an answer "
@@ -203,8 +211,15 @@ def chat(tokenizer) -> str:
     return before + "{answer}" + end
 
 
+PLACES = ("audio", "instruction", "tag", "answer")
+
+
 def check_places(template: str) -> None:
     """Raises DataError on a template without its places, or with them in another order."""
+    for name in re.findall(r"\{(\w+)\}", template):
+        meant = difflib.get_close_matches(name, PLACES, n=1)
+        if meant and name not in PLACES:
+            raise DataError(f"template {template!r}: did you mean {{{meant[0]}}} by {{{name}}}?")
     before, audio, after = template.partition("{audio}")
     if template.count("{audio}") != 1 or "{instruction}" not in template:
         raise DataError(f"template {template!r} needs {{audio}} once, then {{instruction}}")

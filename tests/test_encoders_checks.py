@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ import eval as evaluation
 import sample
 import scoring.evaluation
 import train
+from clap import load_clap
 from disk import DataError, write_tensors
 from distributed import Ranks
 from encoders import checks
@@ -234,3 +237,43 @@ def test_the_report_tells_how_the_encoder_heard(project, evaluated, tmp_path):
     write_tensors({"a": torch.ones(2)}, path, {"encoder": json.dumps(heard)})
     assert encoder_that_made(other) == {"seconds": 2.5, "sample_rate": 8000, "padding": "repeat"}
     assert report.windows({"name": "it"}) == ""
+
+
+@pytest.mark.parametrize(
+    "methods, message",
+    [
+        (dict(made=lambda self, rows: rows.requires_grad_()), "with gradients: .*no_grad"),
+        (
+            dict(made=lambda self, rows: F.normalize(torch.randn(len(rows), 12), dim=-1)),
+            "encode_text makes other vectors of the same two texts",
+        ),
+        (
+            dict(encode_text=lambda self, texts: {}["a dog"]),
+            "encode_text of 8 texts: 'a dog' .*own",
+        ),
+        (dict(encode_audio=lambda self, w: w @ w), "encode_audio of a noise and a tone: mat1"),
+    ],
+)
+def test_an_encoders_own_faults_are_told(methods, message):
+    with pytest.raises(DataError, match=f"^my:pair: .*{message}") as error:
+        check_vectors(pair(**methods), "my:pair")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (lambda: 5, "returned no encoder pair: missing encode_text"),
+        (lambda needed: needed, "called without arguments, it should return an encoder pair"),
+        (lambda: pair(dim="64"), "dim is '64', expected a whole number above 0"),
+        (lambda: pair(sample_rate=None), "sample_rate is None, expected a number above 0"),
+        (lambda: pair(seconds=0), "seconds is 0, expected a number above 0"),
+    ],
+)
+def test_what_a_factory_makes_is_checked(made, message, monkeypatch):
+    module = types.ModuleType("my_pairs")
+    module.load = made
+    monkeypatch.setitem(sys.modules, "my_pairs", module)
+    with pytest.raises(DataError, match=f"my_pairs:load.*{message}") as error:
+        load_clap("my_pairs:load")
+    assert "\n" not in str(error.value)

@@ -210,7 +210,7 @@ def test_offline_and_without_a_network(hub, monkeypatch):
         ("hf_no", "ana/sounds", "refuses the token"),
         ("hf_bob", "ana/sounds", "refuses the token, or .* may do this"),
         ("hf_ana", "sounds", "'sounds' is no name on the hub: expected user/name"),
-        ("hf_ana", "ana/so unds", "neither a folder here nor a name"),
+        ("hf_ana", "ana/so unds", "is no name on the hub: expected user/name"),
     ],
 )
 def test_a_push_that_is_refused(token, name, message, project, hub, monkeypatch):
@@ -303,7 +303,11 @@ def test_what_cannot_be_shared_is_named(project, tmp_path):
         (
             ("llm", "./bin", r"bin \(llm\) holds no safetensors"),
             ("clap", "./clap.pth", "field clap names ./clap.pth, which is neither a folder nor"),
-            ("llm", "../gone", "field llm names ../gone, which is neither a folder nor a name"),
+            (
+                "llm",
+                "../gone",
+                "field llm names ../gone, seen from its folder, and /.*/gone is not there",
+            ),
         )
     ):
         changed = config | {"llm": "gpt2", "clap": "msclap-2023", key: value}
@@ -313,6 +317,20 @@ def test_what_cannot_be_shared_is_named(project, tmp_path):
     (tmp_path / "model/mapper.safetensors").unlink()
     with pytest.raises(DataError, match="model holds no trained model: mapper.safetensors"):
         pack(tmp_path / "model", tmp_path / "upload")
+
+
+def test_a_copy_has_all_that_the_model_needs(project, tmp_path, capsys):
+    """A copied folder alone would look for its language model beside it."""
+    copy = tmp_path / "far" / "away"
+    command.main([str(project / "run/model"), "--to", str(copy)])
+    shutil.move(tmp_path / "far", tmp_path / "further")
+    again = MATS.from_pretrained(tmp_path / "further/away")
+    z, ask = torch.randn(2, 16), ["Hi", "dog"]
+    assert again.generate(z, ask) == MATS.from_pretrained(project / "run/model").generate(z, ask)
+    assert load_clap(again.config.clap).dim == 16
+    assert "# away" in (tmp_path / "further/away/README.md").read_text()
+    with pytest.raises(DataError, match="is there already"):
+        command.main([str(project / "run/model"), "--to", str(tmp_path / "further/away")])
 
 
 # --- nothing of a model is code -------------------------------------------------------------------

@@ -9,11 +9,13 @@ from transformers import (
     BertConfig,
     BertLMHeadModel,
     GenerationConfig,
+    GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    T5Config,
 )
 
 from disk import DataError
@@ -63,6 +65,63 @@ def test_an_answer_ends_where_the_checkpoint_ends_its_turns(tokenizer):
         model = build(in_ids, llm)
         assert set(model.ends) == {tokenizer.eos_token_id, int(stop)}
         assert model.generate(z, ask)[0].split() == said[: said.index(stop)]
+
+
+# --- what cannot be loaded ---
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("./nowhere", "there is no such folder"),
+        ("folder", "no config.json in it"),
+        ("t5", "is of the type t5, of which transformers has no causal language model"),
+        ("words", "makes no tokens of a text"),
+    ],
+)
+def test_what_is_no_language_model_is_one_line(tokenizer, tmp_path, name, said):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    if name == "t5":
+        T5Config(vocab_size=400).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    if name == "words":
+        gpt2(len(tokenizer)).save_pretrained(path)
+    with pytest.raises(DataError, match=said) as error:
+        MATS(MATSConfig(llm=str(path), **SMALL))
+    assert "\n" not in str(error.value) and name.strip("./") in str(error.value)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tokenizer):
+    with pytest.raises(DataError, match="knows 345 tokens, and its tokenizer makes .* number 345"):
+        MATS(MATSConfig(**SMALL), gpt2(len(tokenizer) - 1), tokenizer)
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    MATS(MATSConfig(**SMALL), gpt2(len(tokenizer)), more)  # in a text it is no token
+    with pytest.raises(DataError, match="knows 346 tokens"):
+        config = MATSConfig(template="{audio}{instruction}{answer}<|im_end|>", **SMALL)
+        MATS(config, gpt2(len(tokenizer)), more)
+
+
+def test_prompts_are_cut_to_what_the_model_has_positions_for(tokenizer):
+    """40 positions, 6 of them the prefix; a longer sample would have ended the training."""
+    llm = GPT2LMHeadModel(
+        GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, n_positions=40)
+    )
+    model = MATS(MATSConfig(**SMALL), llm, tokenizer)
+    sample = dict(instruction="dog " * 90, answer="cat " * 90, tag="", source="x", id="1")
+    problems = []
+    ((ids, _),) = model.template.encode([sample], problems)
+    assert 30 < len(ids) + 6 <= 40 and len(problems) == 2
+    with pytest.raises(DataError, match="40 positions: prefix=6 and max_answer=30 leave no room"):
+        MATS(MATSConfig(**SMALL | {"max_answer": 30}), llm, tokenizer)
+
+
+@pytest.mark.parametrize("size", ["prefix", "tokens", "width", "layers", "heads", "dim"])
+def test_a_mapper_of_nothing_is_refused(tokenizer, size):
+    with pytest.raises(DataError, match=f"{size}=0: expected 1 or more"):
+        MATS(MATSConfig(**SMALL | {size: 0}), gpt2(len(tokenizer)), tokenizer)
 
 
 # --- the check ---
@@ -172,14 +231,17 @@ def test_a_family_that_peft_does_not_know_gets_its_attention():
     assert targets_of(olmo, "") == ["k_proj", "o_proj", "q_proj", "v_proj"]
 
 
-@pytest.mark.parametrize("targets", ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , "])
+@pytest.mark.parametrize(
+    "targets",
+    ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , ", "q_proj,all-linear", "lm_head"],
+)
 def test_layers_that_are_not_there_are_named_with_those_that_are(tokenizer, targets):
     with pytest.raises(DataError, match="--lora_targets=") as error:
         MATS(MATSConfig(lora_targets=targets, **SMALL), llama(len(tokenizer)), tokenizer)
     said = str(error.value)
     assert "\n" not in said and ("regular expression" in said)
     if targets == "q_proj,w_proj":
-        assert "no such layer: w_proj; it has down_proj, gate_proj" in said
+        assert "no such layer for LoRA: w_proj; it has down_proj, gate_proj" in said
 
 
 def test_trained_layers_are_those_that_were_asked_for(tokenizer, tmp_path):

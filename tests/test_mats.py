@@ -286,7 +286,7 @@ def test_generation_continues_the_training_sequence(tokenizer):
 
 def test_a_prompt_that_does_not_fit_is_refused(tokenizer):
     model = build(tokenizer)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(DataError, match="a prompt of .* tokens, and 109 is the limit: shorten"):
         model.generate(torch.randn(1, 16), ["dog " * 200])
 
 

@@ -138,6 +138,7 @@ def test_without_a_place_the_answer_follows_after_a_space(tokenizer):
         ("{audio}{answer}{instruction}", "{answer} may stand once, after {instruction}"),
         ("{audio}{instruction}{answer}{answer}", "{answer} may stand once"),
         ("{answer}{audio}{instruction}", "{answer} may stand once"),
+        ("{audio}{instruction} {anwser}", "did you mean {answer} by {anwser}?"),
         ("{audio}{instruction}{answer} stop", "' stop', which is no control token .*<|im_end|>"),
         ("{audio}{instruction}{answer}<|im_end|><|im_end|>", "no control token"),
     ],
@@ -146,6 +147,23 @@ def test_bad_templates_are_one_line(chatty, template, message):
     with pytest.raises(DataError, match=re.escape(message).replace(r"\.\*", ".*")) as error:
         Template(template, chatty)
     assert "\n" not in str(error.value)
+
+
+def test_other_braces_are_text(tokenizer):
+    (ids,) = Template("{audio}{json} {instruction}", tokenizer).prompts(["Hi"])
+    assert tokenizer.decode(ids) == "{json} Hi"
+
+
+def test_answers_of_no_token_are_refused(tokenizer):
+    with pytest.raises(DataError, match="max_answer=0: expected 1 or more"):
+        Template("{audio}{instruction}", tokenizer, max_answer=0)
+
+
+def test_a_tokenizer_that_makes_no_tokens_is_refused():
+    """As transformers makes of a folder without a tokenizer's files."""
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    with pytest.raises(DataError, match="makes no tokens of a text: is its tokenizer.json there"):
+        Template("{audio}{instruction}", empty)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tokenizer):

@@ -189,7 +189,7 @@ def test_a_model_that_is_not_there_is_named(project, without_memory, tmp_path):
         ("{", "config.json is damaged"),
         ("[]", "a JSON list where a dict belongs"),
         ('{"clap": 5}', "clap is 5, expected str"),
-        ('{"clap": "../gone"}', "the field clap names ../gone, .* is not there; copy it there"),
+        ('{"clap": "../gone"}', "the field clap names ../gone, .* is not there: copy it there"),
         ('{"llm": "../gone", "clap": "x"}', "the field llm names ../gone, .* is not there"),
     ):
         (without_memory / "config.json").write_text(config)

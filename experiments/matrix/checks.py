@@ -41,7 +41,7 @@ def build(family: Family, folder: Path, **settings) -> Case:
         small(family, len(words)).save_pretrained(llm)
         words.save_pretrained(llm)
     torch.manual_seed(1)
-    made = {"llm": str(llm), "max_answer": 6, "lora_dropout": 0.0, "lora_targets": family.targets}
+    made = {"llm": str(llm), "max_answer": 6, "lora_dropout": 0.0}
     made = made | SIZES | settings
     model = MATS(MATSConfig(**made)).eval()
     for name, weight in model.trainable().items():

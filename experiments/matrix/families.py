@@ -27,7 +27,6 @@ class Family(NamedTuple):
     type: str
     settings: dict = {}
     note: str = ""  # what of it could go wrong, or why it is refused
-    targets: str = ""  # LoRA's, where they must be named
     refused: str = ""  # part of the message with which it is refused; empty: it works
     auto: type = AutoModelForCausalLM  # whose checkpoints have all of the family's parts
 
@@ -165,12 +164,9 @@ FAMILIES = [
            | {"block_auto_adjust_ff_dim": False}, "convolutions"),
     Family("LFM2 MoE", "lfm2_moe", EXPERTS | {"layer_types": ["conv", "full_attention"]}
            | {"num_dense_layers": 1}, "convolutions"),
-    Family("Mamba", "mamba", {"state_size": 8}, "recurrent",
-           targets="in_proj"),
-    Family("Mamba 2", "mamba2", {"num_heads": 8, "state_size": 8, "n_groups": 1}, "recurrent",
-           targets="in_proj"),
-    Family("Falcon-Mamba", "falcon_mamba", {"state_size": 8}, "recurrent",
-           targets="in_proj"),
+    Family("Mamba", "mamba", {"state_size": 8}, "recurrent"),
+    Family("Mamba 2", "mamba2", {"num_heads": 8, "state_size": 8, "n_groups": 1}, "recurrent"),
+    Family("Falcon-Mamba", "falcon_mamba", {"state_size": 8}, "recurrent"),
     Family("Falcon-H1", "falcon_h1", STATE | {"mamba_d_ssm": 64, "lm_head_multiplier": 0.3}
            | {"embedding_multiplier": 2.0},
            note="words are scaled outside of the embedding", refused="last hidden state"),
@@ -195,7 +191,7 @@ FAMILIES = [
            note="logits need more than the output embedding", refused="vectors"),
     Family("T5", "t5", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4},
            auto=AutoModelForSeq2SeqLM,
-           note="an encoder and a decoder", refused="T5"),
+           note="an encoder and a decoder", refused="of the type t5"),
 ]  # fmt: skip
 
 
