@@ -556,6 +556,12 @@ def columns_of(args: argparse.Namespace, evaluation: Evaluation) -> list[str]:
     if args.columns:
         columns = args.columns.replace(" ", "").split(",")
         check_columns(columns)
+        bare = [column for column in columns if column not in ("text", "none", "santa-mb")]
+        if bare and not (evaluation.ckpt / "santa.safetensors").exists():
+            raise DataError(
+                f"--columns {','.join(bare)}: {evaluation.ckpt} has no memory of texts; "
+                "--columns text,none"
+            )
         return columns
     # MATS-Audio needs no bridge, and has no memory
     has_memory = (evaluation.ckpt / "santa.safetensors").exists()

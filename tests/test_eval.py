@@ -891,3 +891,15 @@ def test_as_a_command_troubles_are_one_line(project, tmp_path):
     assert status == 1 and "the disk is full" in said
     assert not list((tmp_path / "full").rglob("*.part"))
     assert run(tmp_path / "full")[0] == 0
+
+
+def test_a_bridge_without_a_memory_is_refused_before_any_work(project, tmp_path):
+    shutil.copytree(project, tmp_path / "p")
+    model = tmp_path / "p/run/model"
+    (model / "santa.safetensors").unlink()
+    config = json.loads((model / "config.json").read_text()) | {"memory": False}
+    (model / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(tmp_path / "p/run/eval", ignore_errors=True)
+    with pytest.raises(DataError, match="--columns santa: .*has no memory.*--columns text,none"):
+        evaluation.main([*options(tmp_path / "p"), "--columns", "none,santa"])
+    assert not (tmp_path / "p/run/eval").exists()
