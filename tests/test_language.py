@@ -91,11 +91,22 @@ class Worded(GPT2LMHeadModel):
         return super().forward(input_ids, past_key_values=past_key_values)
 
 
+class Leaky(GPT2LMHeadModel):
+    """Every padded position makes its logits a hundredth larger."""
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        out = super().forward(*args, attention_mask=attention_mask, **kwargs)
+        if attention_mask is not None:
+            out.logits = out.logits * (1 + 0.01 * (attention_mask == 0).sum(1))[:, None, None]
+        return out
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [
         (Shifted, "its logits are not its output embedding of the last hidden state"),
         (Blind, "its answers depend on the padding in their batch"),
+        (Leaky, "its answers depend on the padding in their batch"),
         (Worded, "inputs_embeds"),
     ],
 )
@@ -148,6 +159,12 @@ def test_a_mask_is_left_out_only_where_every_layer_sees_all(tokenizer):
     """512 + 12 tokens of prompt and answer, 6 of prefix, 1 end."""
     assert window_of(gpt2()) == window_of(mistral(None)) == float("inf")
     for window, maskless in ((530, False), (531, True), (None, True)):
+        assert MATS(MATSConfig(**SMALL), mistral(window), tokenizer).maskless == maskless
+
+
+def test_a_mask_stays_where_a_window_goes_by_another_name(tokenizer, monkeypatch):
+    monkeypatch.setattr("language.model.window_of", lambda llm: float("inf"))
+    for window, maskless in ((3, False), (None, True)):
         assert MATS(MATSConfig(**SMALL), mistral(window), tokenizer).maskless == maskless
 
 
