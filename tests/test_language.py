@@ -65,6 +65,16 @@ def test_an_answer_ends_where_the_checkpoint_ends_its_turns(tokenizer):
         assert model.generate(z, ask)[0].split() == said[: said.index(stop)]
 
 
+def test_nothing_is_generated_beyond_any_of_its_ends(tokenizer, monkeypatch):
+    llm, asked = gpt2(len(tokenizer)), []
+    llm.generation_config.eos_token_id = [7, 9]
+    model = build(tokenizer, llm)
+    generate = model.llm.generate
+    monkeypatch.setattr(model.llm, "generate", lambda **how: asked.append(how) or generate(**how))
+    model.generate(torch.randn(1, 16), ["A dog?"])
+    assert set(asked[0]["eos_token_id"]) == {tokenizer.eos_token_id, 7, 9}
+
+
 # --- the check ---
 
 
@@ -94,8 +104,9 @@ class Worded(GPT2LMHeadModel):
 class Leaky(GPT2LMHeadModel):
     """Every padded position makes its logits a hundredth larger."""
 
-    def forward(self, *args, attention_mask=None, **kwargs):
-        out = super().forward(*args, attention_mask=attention_mask, **kwargs)
+    def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
+        told = {"attention_mask": attention_mask, "position_ids": position_ids}
+        out = super().forward(*args, **told, **kwargs)
         if attention_mask is not None:
             out.logits = out.logits * (1 + 0.01 * (attention_mask == 0).sum(1))[:, None, None]
         return out

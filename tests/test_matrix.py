@@ -62,6 +62,11 @@ def test_a_model_that_cannot_work_is_refused_when_it_is_built(family, tmp_path):
     assert "\n" not in said and str(tmp_path / "llm") in said and len(said) < 500
 
 
+def test_a_wrapper_has_room_for_as_much_as_its_text_model(case_of):
+    case = case_of(BY_TYPE["gemma3"])
+    assert case.model.room == 256 - case.model.config.prefix
+
+
 # --- the checks find the faults that they are for ---
 
 
