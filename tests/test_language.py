@@ -200,7 +200,10 @@ def test_a_family_that_peft_does_not_know_gets_its_attention():
     assert targets_of(olmo, "") == ["k_proj", "o_proj", "q_proj", "v_proj"]
 
 
-@pytest.mark.parametrize("targets", ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , "])
+@pytest.mark.parametrize(
+    "targets",
+    ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , ", r"self_attn\.(q|v)_proj"],
+)
 def test_layers_that_are_not_there_are_named_with_those_that_are(tokenizer, targets):
     with pytest.raises(DataError, match="--lora_targets=") as error:
         MATS(MATSConfig(lora_targets=targets, **SMALL), llama(len(tokenizer)), tokenizer)
