@@ -105,6 +105,12 @@ def test_an_encoder_that_can_work_passes(tokenizer):
     assert len(set(VARIED)) == len(VARIED) == 8
 
 
+def test_an_encoder_is_checked_where_it_works(tokenizer, monkeypatch):
+    clap, seen = small_clap(tokenizer), []
+    monkeypatch.setattr(checks, "check_vectors", lambda clap, name: seen.append(clap.device.type))
+    assert ready(clap, "it", "meta") is clap and seen == ["meta"]
+
+
 def test_every_command_looks_at_its_encoder_first(project, tmp_path, monkeypatch):
     """Not one vector of a collapsed tower gets anywhere."""
     bad = pair(made=leaning(0.9993), dim=12)
@@ -157,6 +163,12 @@ def test_a_faster_tower_stays_within_its_cosine(tokenizer, gaining, tower):
         assert torch.equal(now, before[name]) == (name != tower)
         torch.testing.assert_close(now.norm(dim=1), torch.ones(len(now)))
     assert faster(clap, tower) == said and clap.bfloat16 == (tower,)
+
+
+def test_both_towers_may_be_faster(tokenizer, gaining):
+    clap = small_clap(tokenizer)
+    assert faster(clap, "audio") and faster(clap, "text")
+    assert set(clap.bfloat16) == {"audio", "text"}
 
 
 def test_a_tower_that_rounding_spoils_stays_in_float32(gaining):

@@ -16,6 +16,7 @@ from transformers import (
     PeAudioVideoConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from clap import CLAP, encode_file, load_clap
 from disk import DataError, write_tensors
@@ -142,6 +143,13 @@ def test_a_row_does_not_depend_on_its_batch(pair):
     assert (alone[0] - alone[1]).abs().max() > 1e-2
     assert pair.encode_text([]).shape == (0, 24)
     assert pair.encode_audio(waves[:0]).shape == (0, 24)
+
+
+def test_it_stays_frozen_and_transformers_says_as_much_as_before(saved):
+    level = logging.get_verbosity()
+    pair = load_clap(str(saved[0])).train()
+    assert not any(module.training for module in pair.modules())
+    assert logging.get_verbosity() == level
 
 
 def test_text_matching_computes_in_float64(pair):

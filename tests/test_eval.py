@@ -366,6 +366,17 @@ def test_mmaus_test_answers_go_into_a_file(project, tmp_path):
         evaluation.main([*argv, "--columns", "text"])
 
 
+def test_a_model_on_the_hub_is_evaluated_here_and_by_its_name(project, monkeypatch):
+    ckpt, clap = project / "run/model", str(project / "clap")
+    monkeypatch.setattr(evaluation, "find_model", lambda name: ckpt)
+    monkeypatch.setattr(evaluation, "is_on_hub", lambda name: True)
+    words = ["--ckpt", "ana/sounds", "--shards", str(project / "bench"), "--clap", clap + "/."]
+    found = evaluation.evaluation_of(evaluation.arguments().parse_args(words))
+    assert (found.ckpt, found.title) == (ckpt, "ana/sounds")
+    assert found.out == Path("out/ana--sounds/eval") and found.clap_name == clap + "/."
+    assert found.like(ckpt, project / "other").title == ""
+
+
 def test_compare(project, evaluated, capsys):
     evaluation.main(options(project, "--compare", "none", "none"))
     assert "+0.0000 | [+0.0000, +0.0000] | 1 |" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A model on the hub: pushed, found, described, refused."""
 
+import errno
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ import sample
 import train
 from clap import load_clap
 from data import Source
-from disk import DataError, model_digest, write_tensors
+from disk import DataError, fingerprint, model_digest, write_tensors
 from hub import card, find_model, is_on_hub
 from hub.push import pack
 from mats import MATS, read_config
@@ -142,6 +143,24 @@ def test_a_card_of_ones_own_is_kept(project, hub, ana, tmp_path, capsys):
     assert hub.files("ana/sounds")["README.md"].endswith(b"Mine, later.\n")
 
 
+def test_the_card_of_a_branch_is_its_own(project, hub, ana):
+    """Ours is written again, and one that was written there is kept there."""
+    model = MATS.from_pretrained(project / "run/model")
+    model.push_to_hub("ana/sounds", branch="v2", commit_message="Version 2")
+    hub.files("ana/sounds", "v2")["README.md"] = b"Mine.\n"
+    model.push_to_hub("ana/sounds")
+    hub.files("ana/sounds")["README.md"] = card.MARK.encode() + b"An earlier one."
+    for branch in ("v2", None):
+        model.push_to_hub("ana/sounds", branch=branch)
+    assert hub.files("ana/sounds", "v2")["README.md"] == b"Mine.\n"
+    assert b"## Base models" in hub.files("ana/sounds")["README.md"]
+
+
+def test_a_push_takes_the_token_that_is_given(project, hub):
+    MATS.from_pretrained(project / "run/model").push_to_hub("ana/sounds", token="hf_ana")
+    assert "mapper.safetensors" in hub.files("ana/sounds")
+
+
 def test_only_what_is_read_is_fetched(project, hub, tmp_path):
     with_history(project, tmp_path)
     pack(tmp_path / "run/model", tmp_path / "upload")
@@ -155,6 +174,17 @@ def test_only_what_is_read_is_fetched(project, hub, tmp_path):
     repo.commits[repo.branches["main"]] = files | dict.fromkeys(bad, b"")
     folder = find_model("ana/sounds")
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(files)
+
+
+def test_a_language_model_that_goes_along_without_its_pickles_is_the_same(project, tmp_path):
+    """Its hash is that of the files that go along."""
+    folder = with_history(project, tmp_path)
+    (tmp_path / "llm/optimizer.bin").write_bytes(b"not read")
+    change(folder / "config.json", llm_hash=fingerprint(tmp_path / "llm"))
+    pack(folder, tmp_path / "upload")
+    config, made = read_config(tmp_path / "upload", ("llm",))
+    assert config.llm == str(tmp_path / "upload/llm")
+    assert made["llm_hash"] == fingerprint(config.llm) != fingerprint(tmp_path / "llm")
 
 
 # --- refusals: one line each ----------------------------------------------------------------------
@@ -221,6 +251,15 @@ def test_a_push_that_is_refused(token, name, message, project, hub, monkeypatch)
     assert "\n" not in str(refused.value) and not hub.repos
 
 
+def test_a_full_disk_is_none_of_the_hubs_faults(hub, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hub.snapshot_download", full)
+    with pytest.raises(OSError, match="No space left"):
+        find_model("ana/sounds")
+
+
 def test_a_folders_name_is_never_looked_up(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("out").mkdir()
@@ -258,6 +297,23 @@ def test_the_card_tells_the_run(project, evaluated, tmp_path, capsys):
         assert f"| {' | '.join(row)} |\n" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) in (3, 5, 8) for row in rows)
+
+
+def test_scores_of_another_form_are_left_out(project, tmp_path, capsys):
+    folder = with_history(project, tmp_path)
+    path = folder.parent / "eval/results.json"
+    path.parent.mkdir(exist_ok=True)
+    for results in ("{}", '{"made": null}', '{"made": {"model": 1}'):
+        path.write_text(results)
+        command.main([str(folder)])
+        printed = capsys.readouterr()
+        assert "Not scored yet" in printed.out and "left out of the card: " in printed.err
+
+
+def test_a_sources_licences_are_all_named():
+    assert card.licence({"licences": {"farm": "CC|BY", "zoo": "MIT"}}) == "farm: CC\\|BY, zoo: MIT"
+    assert card.licence({"licences": {"farm": "MIT", "zoo": "MIT"}}) == "MIT"
+    assert card.licence({}) == "not stated"
 
 
 def test_the_scores_of_a_model_that_has_changed_are_left_out(project, evaluated, hub, ana):
@@ -390,6 +446,15 @@ def test_a_model_never_runs_code(trapped, tmp_path):
     with pytest.raises(DataError, match="llm lacks model.safetensors: .*only safetensors are read"):
         MATS.from_pretrained(folder)
     assert not ran.exists()
+
+
+def test_weights_in_several_files_are_read(trapped):
+    folder, _ = trapped
+    (folder / "llm/model.safetensors").rename(folder / "llm/model-00001-of-00001.safetensors")
+    with pytest.raises(DataError, match="llm lacks model.safetensors"):
+        read_config(folder, ("llm",))
+    (folder / "llm/model.safetensors.index.json").write_text("{}")
+    assert read_config(folder, ("llm",))[0].llm == str(folder / "llm")
 
 
 def test_pickled_weights_are_refused_by_name(trapped):

@@ -67,6 +67,16 @@ def test_an_answer_ends_where_the_checkpoint_ends_its_turns(tokenizer):
         assert model.generate(z, ask)[0].split() == said[: said.index(stop)]
 
 
+def test_nothing_is_generated_beyond_any_of_its_ends(tokenizer, monkeypatch):
+    llm, asked = gpt2(len(tokenizer)), []
+    llm.generation_config.eos_token_id = [7, 9]
+    model = build(tokenizer, llm)
+    generate = model.llm.generate
+    monkeypatch.setattr(model.llm, "generate", lambda **how: asked.append(how) or generate(**how))
+    model.generate(torch.randn(1, 16), ["A dog?"])
+    assert set(asked[0]["eos_token_id"]) == {tokenizer.eos_token_id, 7, 9}
+
+
 # --- what cannot be loaded ---
 
 
@@ -150,11 +160,23 @@ class Worded(GPT2LMHeadModel):
         return super().forward(input_ids, past_key_values=past_key_values)
 
 
+class Leaky(GPT2LMHeadModel):
+    """Every padded position makes its logits a hundredth larger."""
+
+    def forward(self, *args, attention_mask=None, position_ids=None, **kwargs):
+        told = {"attention_mask": attention_mask, "position_ids": position_ids}
+        out = super().forward(*args, **told, **kwargs)
+        if attention_mask is not None:
+            out.logits = out.logits * (1 + 0.01 * (attention_mask == 0).sum(1))[:, None, None]
+        return out
+
+
 @pytest.mark.parametrize(
     "kind, message",
     [
         (Shifted, "its logits are not its output embedding of the last hidden state"),
         (Blind, "its answers depend on the padding in their batch"),
+        (Leaky, "its answers depend on the padding in their batch"),
         (Worded, "inputs_embeds"),
     ],
 )
@@ -210,6 +232,12 @@ def test_a_mask_is_left_out_only_where_every_layer_sees_all(tokenizer):
         assert MATS(MATSConfig(**SMALL), mistral(window), tokenizer).maskless == maskless
 
 
+def test_a_mask_stays_where_a_window_goes_by_another_name(tokenizer, monkeypatch):
+    monkeypatch.setattr("language.model.window_of", lambda llm: float("inf"))
+    for window, maskless in ((3, False), (None, True)):
+        assert MATS(MATSConfig(**SMALL), mistral(window), tokenizer).maskless == maskless
+
+
 # --- LoRA's layers ---
 
 
@@ -233,7 +261,8 @@ def test_a_family_that_peft_does_not_know_gets_its_attention():
 
 @pytest.mark.parametrize(
     "targets",
-    ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , ", "q_proj,all-linear", "lm_head"],
+    ["c_attn", "q_proj,w_proj", ".*nothing.*", "q_proj(", " , ", "q_proj,all-linear", "lm_head"]
+    + [r"self_attn\.(q|v)_proj"],
 )
 def test_layers_that_are_not_there_are_named_with_those_that_are(tokenizer, targets):
     with pytest.raises(DataError, match="--lora_targets=") as error:

@@ -8,7 +8,7 @@ from torch import nn
 
 from disk import DataError
 from experiments.matrix.__main__ import COLUMNS, expected, main
-from experiments.matrix.checks import CHECKS, FAST, build, problems
+from experiments.matrix.checks import CHECKS, FAST, batch_of, build, problems
 from experiments.matrix.families import FAMILIES
 from mats import MATS
 
@@ -60,6 +60,17 @@ def test_a_model_that_cannot_work_is_refused_when_it_is_built(family, tmp_path):
         build(family, tmp_path)
     said = str(error.value)
     assert "\n" not in said and str(tmp_path / "llm") in said and len(said) < 500
+
+
+def test_a_wrapper_has_room_for_as_much_as_its_text_model(case_of):
+    case = case_of(BY_TYPE["gemma3"])
+    assert case.model.room == 256 - case.model.config.prefix
+
+
+def test_a_decoder_of_32_bits_meets_a_head_of_16(tmp_path):
+    """Mamba adds its layers up in float32."""
+    model = build(BY_TYPE["mamba"], tmp_path, llm_dtype="bfloat16").model
+    assert model(*batch_of(model)).isfinite()
 
 
 # --- the checks find the faults that they are for ---

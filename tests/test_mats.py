@@ -269,6 +269,13 @@ def test_an_answer_alone_is_the_answer_in_a_batch(tokenizer, make, decoding):
     assert len(set(together)) >= 3
 
 
+def test_while_it_trains_it_answers_as_it_will_later(tokenizer):
+    model = build(tokenizer, lora_dropout=0.9)
+    z, asks = torch.randn(3, 16), ["Hi", "What is heard at night?", "A dog?"]
+    said = model.eval().generate(z, asks)
+    assert model.train().generate(z, asks) == said and model.training
+
+
 def test_generation_continues_the_training_sequence(tokenizer):
     """Greedy decoding must be the argmax of the logits that the loss sees."""
     model = build(tokenizer, llama).eval()

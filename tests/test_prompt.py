@@ -7,7 +7,7 @@ import pytest
 from conftest import make_samples
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from disk import DataError
 from language.prompt import Template, chat
@@ -32,6 +32,22 @@ def test_a_templates_control_tokens_are_the_tokenizers(chatty):
         text = f"<|im_end|>\n{tag}{' ' if tag else ''}{instruction}<|im_end|>\nassistant:"
         (ids,) = template.prompts([instruction], [tag])
         assert ids == chatty(text, add_special_tokens=False).input_ids and ids.count(end) == 2
+
+
+def test_of_control_tokens_that_begin_alike_the_longest_counts(tokenizer):
+    alike = copy.deepcopy(tokenizer)
+    alike.add_special_tokens({"additional_special_tokens": ["<turn>", "<turn>user"]})
+    (ids,) = Template("{audio}{instruction}<turn>user", alike).prompts(["Hi"])
+    assert ids == alike("Hi<turn>user", add_special_tokens=False).input_ids
+    assert ids[-1] == alike.convert_tokens_to_ids("<turn>user")
+
+
+def test_control_tokens_that_have_no_name_count_too(tokenizer):
+    nameless = copy.deepcopy(tokenizer)
+    nameless.add_tokens([AddedToken("<turn>", special=True)])
+    end = nameless.convert_tokens_to_ids("<turn>")
+    assert "<turn>" not in nameless.all_special_tokens
+    assert Template("{audio}{instruction}{answer}<turn>", nameless).end[0] == end
 
 
 def test_control_tokens_in_what_users_write_are_text(chatty):
@@ -283,6 +299,20 @@ def test_a_thought_that_is_begun_is_ended(speaking):
     begun = CHATML.replace(cue, "{{ '<|im_start|>assistant\\n<think>\\n' }}")
     speaking.chat_template = begun.replace("THINKS", "false")
     assert "<think>\n\n</think>\n\n{answer}" in chat(speaking)
+
+
+def test_thinking_is_switched_off_where_the_template_asks(speaking):
+    """As in SmolLM3, which writes past turns without a thought."""
+    past, cue = CHATML.replace("and THINKS %}", "and false %}", 1), "<|im_start|>assistant\n"
+    speaking.chat_template = past.replace("THINKS", "true")
+    assert chat(speaking).endswith(cue + "<think>\n\n</think>\n\n{answer}<|im_end|>")
+
+
+def test_an_answer_ends_with_the_first_control_token_of_several(speaking):
+    speaking.chat_template = CHATML.replace("THINKS", "false").replace(
+        "'<|im_end|>\\n'", "'<|im_end|>\\n<|endoftext|>'"
+    )
+    assert chat(speaking).endswith("{answer}<|im_end|>")
 
 
 def test_what_is_no_chat_is_one_line(tokenizer, speaking):

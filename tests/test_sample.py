@@ -14,7 +14,7 @@ import clap as clap_module
 import sample
 from disk import DataError
 from encoders import checks
-from santa import RELEASED_NORM, Bridge, Moved, Santa
+from santa import RELEASED_NORM, Bridge, Cluster, Explanation, Moved, Retrieved, Santa
 
 ROOT = Path(__file__).parents[1]
 
@@ -160,6 +160,22 @@ def test_explain_shows_the_texts_that_were_retrieved(project, tmp_path, capsys):
     for name, said in (("none", "retrieved no text"), ("nearest", "1.000  "), ("official", "deg")):
         sample.main([files[0], *ckpt_of(project), "--explain", "--bridge", name])
         assert said in capsys.readouterr().out
+
+
+def test_as_json_an_explanation_keeps_every_field():
+    found = [Retrieved(7, 0.5, "a dog barks"), Retrieved(9, 0.25, None)]
+    told = sample.as_json(Explanation(0.5, 60.0, Cluster(3, 40, 100), found, 30))
+    assert json.loads(json.dumps(told)) == {
+        "cosine": 0.5,
+        "degrees": 60.0,
+        "cluster": {"number": 3, "size": 40, "of": 100},
+        "retrieved": [
+            {"row": 7, "weight": 0.5, "text": "a dog barks"},
+            {"row": 9, "weight": 0.25, "text": None},
+        ],
+        "more": 30,
+    }
+    assert sample.as_json(Explanation(1.0, 0.0, None, [], 0))["cluster"] is None
 
 
 def memory_of(project):
