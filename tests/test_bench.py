@@ -20,7 +20,7 @@ from mats import MATS, MATSConfig
 
 @pytest.fixture
 def model(tokenizer):
-    shape = MATSConfig(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2)
+    shape = MATSConfig(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2, max_answer=20)
     return MATS(shape, gpt2(len(tokenizer)), tokenizer)
 
 
