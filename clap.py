@@ -114,7 +114,7 @@ def encoding(method):
 
 def precision(clap, tower: str):
     """The arithmetic of a tower, "text" or "audio": bfloat16 where `faster` has chosen it."""
-    return torch.autocast(clap.device.type, torch.bfloat16, enabled=tower in clap.bfloat16)
+    return torch.autocast(clap.device.type, torch.bfloat16, enabled=tower in clap.fast_towers)
 
 
 class CLAP(nn.Module):
@@ -138,8 +138,8 @@ class CLAP(nn.Module):
     few dozen training steps.
 
     Attributes: config, tokenizer, dim, sample_rate (Hz), seconds, samples (in one clip), padding,
-    device, max_tokens, cut (texts so far that were longer than max_tokens), bfloat16 (the towers
-    that encode in it: see `faster`).
+    device, max_tokens, cut (texts so far that were longer than max_tokens), fast_towers (those that
+    encode in bfloat16: see encoders.checks.faster).
     Raises ValueError if the sizes do not fit, TypeError if the tokenizer has no end token.
     """
 
@@ -148,7 +148,7 @@ class CLAP(nn.Module):
         config = replace(config, text={"vocab_size": len(tokenizer), **config.text})
         self.config, self.tokenizer, self.frozen, self.cut = config, tokenizer, False, 0
         self.dim, self.sample_rate, self.seconds = config.dim, config.sample_rate, config.seconds
-        self.padding, self.max_tokens, self.bfloat16 = config.padding, config.max_tokens, ()
+        self.padding, self.max_tokens, self.fast_towers = config.padding, config.max_tokens, ()
         self.samples = round(config.sample_rate * config.seconds)
         check_padding(config.padding)
         audio = ClapAudioConfig(**{**config.audio, "projection_dim": config.dim})
@@ -515,7 +515,7 @@ def load_clap(name):
     lacks one of these.
     """
     if not is_code(str(name)):
-        if str(model_type(str(name))).startswith("pe_audio"):
+        if model_type(str(name)) in ("pe_audio", "pe_audio_video"):
             from encoders.pe_audio import PEAudio
 
             return PEAudio.from_pretrained(name)

@@ -10,6 +10,7 @@ after Santa (Eq. 3). MATS sees only the vector: nothing here knows about CLAP.
 import json
 import os
 import pickle
+import sys
 import tempfile
 from dataclasses import dataclass, fields
 from itertools import takewhile
@@ -36,7 +37,7 @@ from disk import (
     write_atomic,
     write_tensors,
 )
-from hub import REQUIRED, find_model
+from hub import REQUIRED, find_model, is_cached
 from hub.push import push, same_weights
 from language import nf4
 from language.model import (
@@ -51,7 +52,7 @@ from language.model import (
     train_lora,
     unembed,
 )
-from language.prompt import Template
+from language.prompt import Template, first_head
 from santa import Santa
 
 
@@ -322,6 +323,7 @@ class MATS(nn.Module):
             "probe": self.probe,
             "llm_hash": fingerprint(llm) if os.path.isdir(llm) else None,
             "memory": self.santa is not None,
+            "head": self.template.head,
         }
         write_atomic(directory / "config.json", json.dumps(config | made, indent=1).encode())
         mapper = {name: t.contiguous() for name, t in self.mapper.state_dict().items()}
@@ -350,8 +352,8 @@ class MATS(nn.Module):
         config, made = read_config(directory, needs=("llm",) if llm is None else ())
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
         model.probe, model.folder = made["probe"], directory
-        if (directory / "training.json").exists():
-            model.history = read_json(directory / "training.json")
+        model.history = read_history(directory / "training.json")
+        model.template.head = made["head"] or first_head(model.template)
         mapper = read_finite(directory / "mapper.safetensors")
         fit = "it does not fit the sizes in config.json: are both of the same model?"
         with reading(str(directory / "mapper.safetensors"), fit):
@@ -417,11 +419,23 @@ class MATS(nn.Module):
             )
 
 
+def read_history(path: Path) -> dict | None:
+    """What train.py said of the run. None where there is nothing, or it is damaged, which is said.
+
+    Only the model's card needs it.
+    """
+    try:
+        return read_json(path) if path.exists() else None
+    except DataError as error:
+        print(f"{error}; the model's card will say less", file=sys.stderr)
+        return None
+
+
 def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple[MATSConfig, dict]:
     """The config of a saved model, folders as they are seen from here; and what it was made with.
 
-    That is {"probe", "llm_hash", "memory"}, each None in an older model. needs: fields whose
-    folders must be there. clap: instead of the one in the config, as whoever runs the model says.
+    That is {"probe", "llm_hash", "memory", "head"}, each None in an older model. needs: fields
+    whose folders must be there. clap: instead of the one in the config, as whoever runs it says.
     Raises DataError where one is not, or holds another language model, or a file is missing or
     damaged; and where a CLAP is needed and the config's is module:factory: a model never makes us
     import code.
@@ -429,7 +443,10 @@ def read_config(directory: Path, needs=("llm", "clap"), clap: str = "") -> tuple
     require_files(directory)
     path = directory / "config.json"
     values = read_json(path)
-    made = {key: values.pop(key, None) for key in ("probe", "llm_hash", "memory")}
+    made = {key: values.pop(key, None) for key in ("probe", "llm_hash", "memory", "head")}
+    head = made["head"] or []
+    if not isinstance(head, list) or not all(isinstance(token, int) for token in head):
+        raise DataError(f"{path}: head is {made['head']!r}, expected token ids")
     if made["memory"] and not (directory / "santa.safetensors").exists():
         raise DataError(f"{directory / 'santa.safetensors'} is missing: copy the whole folder")
     with reading(str(path), "is it of a newer version, or another program's?"):
@@ -486,8 +503,14 @@ def place_of(directory: Path, key: str, name: str, needed: bool) -> str:
     model's that has other weights than safetensors.
     """
     local = os.path.normpath(directory / name)
+    inside = Path(local).is_relative_to(os.path.normpath(directory))
+    if needed and not inside and is_cached(directory) and (os.path.exists(local) or is_path(name)):
+        raise DataError(
+            f"{directory / 'config.json'}: the field {key} names {name}, a folder outside of the "
+            "model, which one from the hub must not"
+        )
     if os.path.exists(local):
-        bundled = os.path.isdir(local) and Path(local).is_relative_to(os.path.normpath(directory))
+        bundled = os.path.isdir(local) and inside
         kinds = ("model.safetensors", "model.safetensors.index.json")
         if needed and bundled and not any(os.path.exists(f"{local}/{kind}") for kind in kinds):
             raise DataError(f"{local} lacks {kinds[0]}: of a model only safetensors are read")

@@ -116,20 +116,20 @@ def faster(clap, tower: str) -> str:
     Both ways are tried first: below LEAST_COSINE the tower stays in float32. The line is empty
     where nothing is gained, and for an encoder pair of one's own, which knows best.
     """
-    if not hasattr(clap, "bfloat16") or not gains(clap):
+    if not hasattr(clap, "fast_towers") or not gains(clap):
         return ""
-    before, waves = clap.bfloat16, trial_waves(clap)
+    before, waves = clap.fast_towers, trial_waves(clap)
     vectors = []  # in float32, in bfloat16
     for towers in ((), (tower,)):
-        clap.bfloat16 = towers
+        clap.fast_towers = towers
         inputs = {"text": list(VARIED), "audio": waves}[tower]
         encode = {"text": clap.encode_text, "audio": clap.encode_audio}[tower]
         vectors.append(encode(inputs))
     cosine = F.cosine_similarity(*vectors).min().item()
     if cosine >= LEAST_COSINE:
-        clap.bfloat16 = tuple({*before, tower})
+        clap.fast_towers = tuple({*before, tower})
         return f"the {tower} tower encodes in bfloat16: cosine {cosine:.5f} with float32"
-    clap.bfloat16 = before
+    clap.fast_towers = before
     return f"the {tower} tower encodes in float32: in bfloat16 the cosine with it is {cosine:.5f}"
 
 

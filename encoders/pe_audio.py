@@ -32,7 +32,7 @@ class PEAudio(nn.Module):
     load_audio filled it up with, and are cut off, as a file's own digital silence there is.
 
     Attributes: those of an encoder pair; samples (in one window), max_tokens, cut (texts so far
-    that were longer), bfloat16 (the towers that encode in it), device.
+    that were longer), fast_towers (those that encode in bfloat16), device.
     """
 
     padding = "zero"
@@ -47,7 +47,7 @@ class PEAudio(nn.Module):
         self.dim = model.config.text_config.hidden_size
         self.samples = round(sample_rate * self.seconds)
         self.hop = model.config.audio_config.dac_config.hop_length  # samples of one frame
-        self.cut, self.bfloat16 = 0, ()
+        self.cut, self.fast_towers = 0, ()
         self.requires_grad_(False).eval()
 
     @property
@@ -126,7 +126,7 @@ class PEAudio(nn.Module):
         """The encoder pair of a checkpoint, by folder or hub name, on the CPU. Raises DataError."""
         name = str(name)
         with reading(f"PE-AV {name!r}", "get it again, or name another"), quiet():
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             if "PeAudioFrameLevelModel" in (config.architectures or ()):
                 raise DataError(
                     f"{name} makes a vector of every frame, and none of a whole clip: take one of "
@@ -135,7 +135,7 @@ class PEAudio(nn.Module):
             if config.model_type == "pe_audio_video":
                 config = config.audio_config
             extractor = PeAudioFeatureExtractor.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             model, found = PeAudioModel.from_pretrained(
                 name, config=config, dtype=torch.float32, output_loading_info=True
             )

@@ -35,8 +35,9 @@ REQUIRED = (
 )
 FILES = (*REQUIRED, "santa.safetensors", "training.json")
 FOLDERS = ("llm", "clap")  # which go along where they are not on the hub themselves
-KINDS = (".safetensors", ".json", ".txt", ".model")  # their files; the last two are tokenizers'
-PATTERNS = [*FILES, *(f"{folder}/*{kind}" for folder in FOLDERS for kind in KINDS)]
+# their files; the last three are tokenizers'
+KINDS = ("*.safetensors", "*.json", "*.model", "merges.txt", "vocab.txt")
+PATTERNS = [*FILES, *(f"{folder}/{kind}" for folder in FOLDERS for kind in KINDS)]
 
 
 def is_on_hub(name: str | os.PathLike) -> bool:
@@ -48,6 +49,12 @@ def is_on_hub(name: str | os.PathLike) -> bool:
     if isinstance(name, os.PathLike) or os.path.exists(name) or is_path(repo) or "/" not in repo:
         return False
     return not os.path.isdir(repo.split("/")[0])
+
+
+def is_cached(folder: Path) -> bool:
+    """Whether a model's folder is in the hub's cache: someone else wrote it."""
+    cache = os.path.abspath(constants.HF_HUB_CACHE)
+    return Path(os.path.abspath(folder)).is_relative_to(cache)
 
 
 def without_address(name: str | os.PathLike) -> str | os.PathLike:

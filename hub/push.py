@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -106,23 +107,16 @@ def pack(folder: Path, upload: Path) -> list[str]:
             raise DataError(f"{folder} holds no trained model: {name} is missing")
     config, said = read_json(folder / "config.json"), []
     for key in FOLDERS:
-        value, place = config[key], folder / config[key]
+        value = str(config.get(key))
+        place = folder / value
         if is_code(value):
             said.append(f"{key} {value} stays here: whoever runs the model gives --{key}")
         elif place.is_dir():
             size = bundle(place, upload / key, key)
             said.append(f"{key}/ goes along: {os.path.normpath(place)}, {size / 1e6:,.1f} MB")
             config[key] = f"./{key}"
-        elif is_path(value) and not place.exists():
-            raise DataError(
-                f"{folder / 'config.json'}: the field {key} names {value}, seen from its folder, "
-                f"and {os.path.abspath(place)} is not there"
-            )
-        elif not is_name(value):
-            raise DataError(
-                f"{folder / 'config.json'}: the field {key} names {value}, which is neither a "
-                f"folder nor a name on the hub, and cannot be shared; {HOW[key]}"
-            )
+        else:
+            require_name(folder, key, value)
     if (upload / "llm").exists():
         config["llm_hash"] = fingerprint(upload / "llm")
     replace_json(upload / "config.json", config)
@@ -132,9 +126,25 @@ def pack(folder: Path, upload: Path) -> list[str]:
     return said
 
 
+def require_name(folder: Path, key: str, value: str) -> None:
+    """Raises DataError unless a field of the config, which names no folder, is a hub name."""
+    field, place = f"{folder / 'config.json'}: the field {key} names {value}", folder / value
+    if is_path(value) and not place.exists():
+        raise DataError(f"{field}, seen from its folder, and {os.path.abspath(place)} is not there")
+    if value == "None" or not is_name(value):
+        raise DataError(
+            f"{field}, which is neither a folder nor a name on the hub, and cannot be shared; "
+            f"{HOW[key]}"
+        )
+
+
 def bundle(place: Path, target: Path, key: str) -> int:
     """Links the files of a model's folder that are shared. Returns their bytes."""
-    files = [path for path in sorted(place.iterdir()) if path.suffix in KINDS and path.is_file()]
+    files = [
+        path
+        for path in sorted(place.iterdir())
+        if path.is_file() and any(fnmatch(path.name, kind) for kind in KINDS)
+    ]
     if not any(path.suffix == ".safetensors" for path in files):
         raise DataError(
             f"{place} ({key}) holds no safetensors, and other weights are not shared; {HOW[key]}"

@@ -80,8 +80,10 @@ def load(config: LanguageConfig, llm=None, tokenizer=None):
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(config.llm, **safe)
     if llm is None:
         with reading(name, advice):
-            kind = kind_of(AutoConfig.from_pretrained(config.llm, **safe), name)
-            llm = kind.from_pretrained(config.llm, **nf4.loading(config.llm_dtype), **safe)
+            found = AutoConfig.from_pretrained(config.llm, **safe)
+            refuse_kernel(found, name)
+            how = nf4.loading(config.llm_dtype)
+            llm = kind_of(found, name).from_pretrained(config.llm, **how, **safe)
     take_vectors(llm)
     return tokenizer, nf4.cast(llm, config.llm_dtype).requires_grad_(False).eval()
 
@@ -100,6 +102,17 @@ def kind_of(config, name: str):
     )
 
 
+def refuse_kernel(config, name: str) -> None:
+    """Raises DataError where the config names an attention of the hub, which is code."""
+    wanted = config._attn_implementation
+    for one in wanted.values() if isinstance(wanted, dict) else [wanted]:
+        if "/" in str(one):
+            raise DataError(
+                f"{name}: its config.json names the attention kernel {one}, which is code from the "
+                "hub, and is never run: take that field out"
+            )
+
+
 def check_tokens(template: Template, llm: nn.Module, name: str) -> None:
     """Raises DataError unless the model has all tokens that the prompt and any text may hold."""
     control = set(control_tokens(template.tokenizer))  # in texts these are plain text
@@ -115,12 +128,12 @@ def check_tokens(template: Template, llm: nn.Module, name: str) -> None:
 
 
 def forget_decoding(llm: nn.Module) -> list[int]:
-    """Takes from a model its checkpoint's way of decoding. Returns the tokens at which it ended.
+    """Takes from a model its checkpoint's way of decoding. Returns the tokens at which it ends.
 
     Qwen2.5-Instruct, for one, brings a repetition penalty, which would also apply to "greedy".
     """
     ends = llm.generation_config.eos_token_id if llm.generation_config else None
-    llm.generation_config = GenerationConfig()
+    llm.generation_config = GenerationConfig(eos_token_id=ends)  # for another MATS on this model
     if ends is None:
         return []
     return [ends] if isinstance(ends, int) else list(ends)
@@ -219,9 +232,11 @@ def check(llm: nn.Module, name: str, longest: int) -> Checked:
     ids = ids.to(llm.get_input_embeddings().weight.device)
     with torch.no_grad(), reading(model, "MATS needs a causal model that takes vectors as input"):
         logits = llm(input_ids=ids, use_cache=False).logits  # (2, 6, V)
+        if not logits.isfinite().all():
+            raise DataError(f"{model}: its logits are not finite: are its weights damaged?")
         if not alike(logits[0, :5], logits[1, :5]):
             raise DataError(f"{model} sees the tokens that it should predict: it is not causal")
-        fits = fitting(llm, products_without_mask(llm, ids), logits) if maskless else []
+        fits = fitting(llm, products_without_mask(llm, ids), logits) if maskless else None
         if not fits:
             maskless, fits = False, fitting(llm, products(llm, ids), logits)
         if not fits:
@@ -233,11 +248,13 @@ def check(llm: nn.Module, name: str, longest: int) -> Checked:
             raise DataError(
                 f"{model}: its answers depend on the padding in their batch: choose another --llm"
             )
-    return Checked(maskless, fits[0])
+    return Checked(maskless, fits)
 
 
-def fitting(llm: nn.Module, products: Tensor, logits: Tensor) -> list[Rescale]:
-    return [rescale for rescale in rescalings(llm) if alike(rescale(products), logits)]
+def fitting(llm: nn.Module, products: Tensor, logits: Tensor) -> Rescale | None:
+    """The rescaling that comes closest to the logits; None where none is alike."""
+    closest = min(rescalings(llm), key=lambda rescale: apart(rescale(products), logits))
+    return closest if alike(closest(products), logits) else None
 
 
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "local_attention")
@@ -247,13 +264,18 @@ def window_of(llm: nn.Module) -> float:
     """Positions that every layer sees at least; within so many, causal attention needs no mask."""
     config = llm.config.get_text_config()
     windows = [getattr(config, field, None) for field in WINDOWS]
+    windows = [w for found in windows for w in (found if isinstance(found, list) else [found])]
     return min([window for window in windows if window], default=float("inf"))
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return (a.float() - b.float()).abs().max().item()
 
 
 def alike(a: Tensor, b: Tensor, looser: float = 1) -> bool:
     """Whether two tensors are equal but for rounding."""
     tolerance = looser * (1e-4 if b.dtype == torch.float32 else 3e-2)
-    return bool((a.float() - b.float()).abs().max() <= tolerance * b.float().abs().max())
+    return apart(a, b) <= tolerance * b.float().abs().max().item()
 
 
 def products(llm: nn.Module, ids: Tensor) -> Tensor:

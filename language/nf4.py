@@ -26,7 +26,7 @@ def loading(llm_dtype: str) -> dict:
     Raises DataError where bitsandbytes is missing, or cannot do it on this device.
     """
     if llm_dtype != "nf4":
-        return {"dtype": getattr(torch, llm_dtype)}
+        return {"dtype": floating(llm_dtype)}
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     with reading(f"llm_dtype=nf4 on {device}", INSTALL):
         from bitsandbytes.functional import quantize_4bit
@@ -43,6 +43,12 @@ def loading(llm_dtype: str) -> dict:
     return {"dtype": dtype, "quantization_config": scheme, "device_map": {"": device}}
 
 
+def floating(llm_dtype: str) -> torch.dtype:
+    if llm_dtype not in ("float32", "bfloat16"):
+        raise DataError(f"llm_dtype={llm_dtype!r}: expected float32, bfloat16 or nf4")
+    return getattr(torch, llm_dtype)
+
+
 def cast(llm: nn.Module, llm_dtype: str) -> nn.Module:
     """The LLM with weights of llm_dtype. 4 bits are only checked: they come from `loading`.
 
@@ -52,7 +58,7 @@ def cast(llm: nn.Module, llm_dtype: str) -> nn.Module:
     if llm_dtype != "nf4":
         if types:
             raise DataError(f"the language model has 4 bits: --llm_dtype=nf4, and not {llm_dtype}")
-        return llm.to(getattr(torch, llm_dtype))
+        return llm.to(floating(llm_dtype))
     if types != {"nf4"}:
         raise DataError(
             "llm_dtype=nf4, and the language model has no such weights: give it by name or folder, "

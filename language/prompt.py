@@ -53,8 +53,7 @@ class Template:
         self.spaced = not slot or prompt.endswith(" ")
         before, after = prompt.removesuffix(" " if slot else "").split("{audio}")
         self.head = with_start(self.ids([before], control=True)[0], tokenizer)
-        control = "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
-        self.pieces = re.split(f"({control})", after)  # text, control token, text, ...
+        self.pieces = pieces_of(after, tokenizer)
 
     @property
     def longest(self) -> int:
@@ -189,7 +188,10 @@ def chat(tokenizer) -> str:
     Thinking is switched off where the template has it. Raises DataError where there is no chat
     template, or it takes no such conversation.
     """
-    if not tokenizer.chat_template:
+    written = tokenizer.chat_template
+    if isinstance(written, dict):  # Command R has several
+        written = written.get("default")
+    if not written:
         raise DataError(
             f"template 'chat': the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
             "choose a model that was tuned to follow instructions, or write a template"
@@ -197,7 +199,7 @@ def chat(tokenizer) -> str:
     user = {"role": "user", "content": "{audio}\n{tag} {instruction}"}
     model = {"role": "assistant", "content": "{answer}"}
     how = {"tokenize": False, "enable_thinking": False}
-    how["chat_template"] = ONE_DAY + tokenizer.chat_template
+    how["chat_template"] = ONE_DAY + written
     with reading("template 'chat'", "write the template instead: --template='...{audio}...'"):
         asked = tokenizer.apply_chat_template([user], add_generation_prompt=True, **how)
         whole = tokenizer.apply_chat_template([user, model], **how)
@@ -231,6 +233,33 @@ def check_places(template: str) -> None:
     prompt, _, tail = after.partition("{answer}")
     if "{answer}" in before + tail or "{instruction}" not in prompt or "{tag}" in tail:
         raise DataError(f"template {template!r}: {{answer}} may stand once, after {{instruction}}")
+
+
+def pieces_of(text: str, tokenizer) -> list[str]:
+    """Text, control token, text, control token, ..., text.
+
+    Space beside a control token is gone where the tokenizer takes it into the token.
+    """
+    control = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(map(re.escape, control))})", text)
+    known = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    for i in range(1, len(pieces), 2):
+        token = known.get(pieces[i])
+        if token and token.lstrip:
+            pieces[i - 1] = pieces[i - 1].rstrip()
+        if token and token.rstrip:
+            pieces[i + 1] = pieces[i + 1].lstrip()
+    return pieces
+
+
+def first_head(template: Template) -> list[int]:
+    """The head of models that do not keep it: any beginning-of-text token came first."""
+    tokenizer = template.tokenizer
+    before = template.text.partition("{audio}")[0]
+    ids = template.ids([before], control=True)[0]
+    if tokenizer.bos_token_id in (None, tokenizer.eos_token_id):
+        return ids
+    return [tokenizer.bos_token_id, *ids]
 
 
 def control_tokens(tokenizer) -> list[str]:

@@ -35,7 +35,7 @@ def text_encoder(name: str, clap: Callable, device: str = "cpu") -> Callable[[li
 
 def precise(clap):
     """A float64 copy of a CLAP or PE-AV, on the CPU; a pair of one's own as it is."""
-    ours = hasattr(clap, "bfloat16")
+    ours = hasattr(clap, "fast_towers")
     return copy.deepcopy(clap).cpu().double() if ours else clap
 
 
@@ -43,10 +43,11 @@ def transformers_encoder(name: str, device: str) -> Callable[[list[str]], Tensor
     from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextModelWithProjection
 
     with reading(f"the text encoder {name}", GET_MODEL):
-        clip = AutoConfig.from_pretrained(name).model_type.startswith("clip")
+        safe = {"trust_remote_code": False}
+        clip = AutoConfig.from_pretrained(name, **safe).model_type.startswith("clip")
         kind = CLIPTextModelWithProjection if clip else AutoModel
-        model = kind.from_pretrained(name, dtype=torch.float64).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = kind.from_pretrained(name, dtype=torch.float64, **safe).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
 
     @torch.inference_mode()
     def encode(texts: list[str], batch: int = 256) -> Tensor:

@@ -74,7 +74,9 @@ def test_a_step_in_4_bits_holds_what_bitsandbytes_holds(tokenizer, tmp_path):
     heads = {"num_attention_heads": 4, "num_hidden_layers": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), **heads, **sizes)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    shape = dict(dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2, llm=str(tmp_path), max_answer=20)
+    shape = dict(
+        dim=16, width=32, prefix=4, tokens=4, layers=2, heads=2, llm=str(tmp_path), max_answer=20
+    )
     kept, most = [], []
     for llm_dtype in ("nf4", "bfloat16"):
         model = MATS(MATSConfig(**shape, llm_dtype=llm_dtype), tokenizer=tokenizer).train()

@@ -155,34 +155,34 @@ def test_a_faster_tower_stays_within_its_cosine(tokenizer, gaining, tower):
     before = {name: make() for name, make in encode.items()}
     said = faster(clap, tower)
     found = re.fullmatch(rf"the {tower} tower encodes in bfloat16: cosine (\S+) with float32", said)
-    assert LEAST_COSINE <= float(found[1]) <= 1 and clap.bfloat16 == (tower,)
+    assert LEAST_COSINE <= float(found[1]) <= 1 and clap.fast_towers == (tower,)
     for name, make in encode.items():
         now = make()
         cosine = F.cosine_similarity(now, before[name]).min()
         assert now.dtype == torch.float32 and cosine > LEAST_COSINE
         assert torch.equal(now, before[name]) == (name != tower)
         torch.testing.assert_close(now.norm(dim=1), torch.ones(len(now)))
-    assert faster(clap, tower) == said and clap.bfloat16 == (tower,)
+    assert faster(clap, tower) == said and clap.fast_towers == (tower,)
 
 
 def test_both_towers_may_be_faster(tokenizer, gaining):
     clap = small_clap(tokenizer)
     assert faster(clap, "audio") and faster(clap, "text")
-    assert set(clap.bfloat16) == {"audio", "text"}
+    assert set(clap.fast_towers) == {"audio", "text"}
 
 
 def test_a_tower_that_rounding_spoils_stays_in_float32(gaining):
     class Coarse(Pair):
-        bfloat16 = ("audio",)
+        fast_towers = ("audio",)
 
         def made(self, rows):
-            rows[0, 1] = 0.05 if "text" in self.bfloat16 else 0.0
+            rows[0, 1] = 0.05 if "text" in self.fast_towers else 0.0
             return F.normalize(rows, dim=-1)
 
     clap = Coarse()
     cosine = (1 + 0.05**2) ** -0.5
     assert f"in float32: in bfloat16 the cosine with it is {cosine:.5f}" in faster(clap, "text")
-    assert clap.bfloat16 == ("audio",) and faster(Pair(), "text") == ""
+    assert clap.fast_towers == ("audio",) and faster(Pair(), "text") == ""
 
 
 def test_the_spectrogram_stays_in_float32(tokenizer, gaining, monkeypatch):
@@ -210,10 +210,10 @@ def test_text_matching_stays_in_float64(tokenizer, gaining):
 @pytest.mark.parametrize("device, able", [("cuda", True), ("cuda", False), ("cpu", True)])
 def test_a_gpu_gains_where_it_computes_in_bfloat16(monkeypatch, device, able):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
-    clap = SimpleNamespace(device=torch.device(device), bfloat16=())
+    clap = SimpleNamespace(device=torch.device(device), fast_towers=())
     assert checks.gains(clap) == (device == "cuda" and able)
     if not checks.gains(clap):
-        assert faster(clap, "text") == "" and clap.bfloat16 == ()
+        assert faster(clap, "text") == "" and clap.fast_towers == ()
 
 
 def test_shards_are_embedded_so_and_an_evaluation_is_not(project, tmp_path, gaining, capsys):
@@ -222,7 +222,7 @@ def test_shards_are_embedded_so_and_an_evaluation_is_not(project, tmp_path, gain
     embedding.main([src, str(tmp_path / "dst"), "--clap", name, "--side", "audio"])
     assert f"{name}: the audio tower encodes in bfloat16: cosine " in capsys.readouterr().out
     argv = ["--ckpt", str(project / "run/model"), "--shards", str(project / "bench")]
-    assert evaluation.evaluation_of(evaluation.arguments().parse_args(argv)).clap.bfloat16 == ()
+    assert evaluation.evaluation_of(evaluation.arguments().parse_args(argv)).clap.fast_towers == ()
 
 
 # --- the report ---
@@ -289,3 +289,26 @@ def test_what_a_factory_makes_is_checked(made, message, monkeypatch):
     with pytest.raises(DataError, match=f"my_pairs:load.*{message}") as error:
         load_clap("my_pairs:load")
     assert "\n" not in str(error.value)
+
+
+class Trained(torch.nn.Module):
+    """A pair of one's own that is a module, as most are."""
+
+    dim, sample_rate, seconds = 12, 8000, 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.eye(12), requires_grad=False)
+
+    def encode_text(self, texts):
+        return self.rows[: len(texts)] * 1
+
+    def encode_audio(self, waves):
+        return self.rows[: len(waves)] * 1
+
+
+def test_a_module_of_ones_own_keeps_its_precision():
+    mine = ready(Trained(), "my:pair")
+    assert faster(mine, "text") == "" and callable(mine.bfloat16)
+    (row,) = text_encoder("clap", lambda: mine)(["a dog"])
+    assert row.dtype == torch.float32 and mine.rows.dtype == torch.float32

@@ -25,7 +25,7 @@ from clap import load_clap
 from data import Source
 from disk import DataError, fingerprint, model_digest, write_tensors
 from hub import card, find_model, is_on_hub
-from hub.push import pack
+from hub.push import bundle, pack
 from mats import MATS, read_config
 
 ROOT = Path(__file__).parents[1]
@@ -387,6 +387,45 @@ def test_a_copy_has_all_that_the_model_needs(project, tmp_path, capsys):
     assert "# away" in (tmp_path / "further/away/README.md").read_text()
     with pytest.raises(DataError, match="is there already"):
         command.main([str(project / "run/model"), "--to", str(tmp_path / "further/away")])
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute"])
+def test_a_model_of_the_cache_names_nothing_outside_of_it(project, tmp_path, where, monkeypatch):
+    """It would be read here, and would go along with the next push."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache/models--eve--m/snapshots/1"
+    shutil.copytree(project / "run/model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    llm = str(project / "llm")
+    if where == "relative":
+        llm = os.path.relpath(llm, folder)
+    (folder / "config.json").write_text(json.dumps(config | {"llm": llm}))
+    with pytest.raises(DataError, match="the field llm names .*a folder outside of the model"):
+        MATS.from_pretrained(folder)
+    shutil.move(folder, tmp_path / "mine")
+    (tmp_path / "mine/config.json").write_text(json.dumps(config | {"llm": str(project / "llm")}))
+    assert MATS.from_pretrained(tmp_path / "mine")
+
+
+def test_of_a_bundled_folder_only_the_models_own_files_go_along(project, tmp_path):
+    shutil.copytree(project / "llm", tmp_path / "llm")
+    for name in ("secret.txt", "notes.md", "vocab.txt"):
+        (tmp_path / "llm" / name).write_text(name)
+    bundle(tmp_path / "llm", tmp_path / "upload", "llm")
+    there = {path.name for path in (tmp_path / "upload").iterdir()}
+    assert "vocab.txt" in there and "model.safetensors" in there
+    assert not there & {"secret.txt", "notes.md"}
+
+
+@pytest.mark.parametrize("kind", ["pe_audio", "pe_audio_evil"])
+def test_an_encoders_config_never_runs_code(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked to run code"))
+    auto = {"AutoConfig": "evil.Evil", "AutoTokenizer": "evil.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "auto_map": auto}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(DataError):
+        load_clap(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 # --- nothing of a model is code -------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The frozen language model: what is asked of it, how it ends, which layers get LoRA."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -75,6 +76,32 @@ def test_nothing_is_generated_beyond_any_of_its_ends(tokenizer, monkeypatch):
     monkeypatch.setattr(model.llm, "generate", lambda **how: asked.append(how) or generate(**how))
     model.generate(torch.randn(1, 16), ["A dog?"])
     assert set(asked[0]["eos_token_id"]) == {tokenizer.eos_token_id, 7, 9}
+
+
+def test_two_models_on_one_language_model_end_alike(tokenizer):
+    llm = gpt2(len(tokenizer))
+    llm.generation_config.eos_token_id = [7, 9]
+    first, second = (MATS(MATSConfig(**SMALL), llm, tokenizer).ends for _ in range(2))
+    assert first == second == [tokenizer.eos_token_id, 7, 9]
+
+
+def test_a_prompt_begins_as_it_was_trained(tokenizer, tmp_path):
+    """Also where the tokenizer begins another way later, and in models of before that was kept."""
+    model = build(tokenizer, gpt2(len(tokenizer)), template="dog {audio}{instruction}")
+    model.template.head = [5, *model.template.head]
+    model.save_pretrained(tmp_path)
+    llm = gpt2(len(tokenizer))
+    assert MATS.from_pretrained(tmp_path, llm, tokenizer).template.head == model.template.head
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head": ["a"]}))
+    with pytest.raises(DataError, match="config.json: head is .*expected token ids"):
+        MATS.from_pretrained(tmp_path, llm, tokenizer)
+    del config["head"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    unused = copy.deepcopy(tokenizer)
+    unused.bos_token = "A"  # it used to be put wherever there was one
+    old = [unused.bos_token_id, *tokenizer("dog ").input_ids]
+    assert MATS.from_pretrained(tmp_path, llm, unused).template.head == old
 
 
 # --- what cannot be loaded ---
@@ -209,6 +236,24 @@ def test_scale_and_cap_are_those_that_the_model_applies(tokenizer, factor):
     assert rescale == (0.25, 2.0)
     x = torch.linspace(-9, 9, 7)
     torch.testing.assert_close(rescale(x), 2 * torch.tanh(x / 8))
+
+
+def test_of_rescalings_that_are_alike_the_closest_is_taken(tokenizer):
+    """A cap that is far above small logits hardly changes them."""
+    llm = gpt2(len(tokenizer))
+    llm.config.final_logit_softcapping = 300.0
+    assert MATS(MATSConfig(**SMALL), llm, tokenizer).rescale == (1.0, 0.0)
+
+
+def test_a_config_that_names_a_kernel_is_refused(tokenizer, tmp_path):
+    """An attention kernel of the hub is code."""
+    llama(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["attn_implementation"] = "someone/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="names the attention kernel someone/kernel"):
+        MATS(MATSConfig(llm=str(tmp_path), **SMALL))
 
 
 def test_a_field_that_the_model_does_not_apply_is_not_applied(tokenizer):

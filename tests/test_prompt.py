@@ -281,6 +281,27 @@ def test_chat_gives_the_tokens_of_the_tokenizers_own_template(speaking, written,
     assert template.head.count(speaking.convert_tokens_to_ids("<|bos|>")) == (written == LLAMA2)
 
 
+def test_of_several_chat_templates_the_default_is_taken(speaking):
+    written = CHATML.replace("THINKS", "false")
+    speaking.chat_template = {"default": written, "tool_use": "{{ 'tools' }}"}
+    several = chat(speaking)
+    speaking.chat_template = written
+    assert several == chat(speaking)
+
+
+def test_space_that_a_control_token_takes_in_is_no_token(tokenizer):
+    """As beside Phi-3's: the tokens are those of the tokenizer on the text as a whole."""
+    taking = copy.deepcopy(tokenizer)
+    marks = [
+        AddedToken(mark, lstrip=mark == "<|b|>", rstrip=True, special=True, normalized=False)
+        for mark in ("<|a|>", "<|b|>")
+    ]
+    taking.add_special_tokens({"additional_special_tokens": marks})
+    template = Template("{audio}{instruction}<|a|>\n cow  <|b|>\n{answer}", taking)
+    (ids,) = template.prompts(["dog"])
+    assert ids == taking("dog<|a|>\n cow  <|b|>\n", add_special_tokens=False).input_ids
+
+
 def test_a_chat_template_is_kept_as_it_was_written(speaking):
     """So a model that was trained does not follow a tokenizer that is changed later."""
     speaking.chat_template = CHATML.replace("THINKS", "false")
