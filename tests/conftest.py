@@ -68,16 +68,16 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=end, bos_token=end)
 
 
-def gpt2(vocab=400, seed=0):
+def gpt2(vocab=400, seed=0, positions=128):
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    config = GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=positions)
     return GPT2LMHeadModel(config)
 
 
-def llama(vocab=400, seed=0):
+def llama(vocab=400, seed=0, positions=128):
     torch.manual_seed(seed)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 128}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": positions}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **heads, **sizes))
 
 

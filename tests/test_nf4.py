@@ -35,13 +35,13 @@ def bnb():
 
 
 def gpt2(vocab):
-    config = GPT2Config(vocab_size=vocab, n_embd=64, n_layer=2, n_head=2, n_positions=128)
+    config = GPT2Config(vocab_size=vocab, n_embd=64, n_layer=2, n_head=2, n_positions=256)
     return GPT2LMHeadModel(config)
 
 
 def llama(vocab):
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 256}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **heads, **sizes))
 
 

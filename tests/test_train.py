@@ -53,7 +53,7 @@ def world(tmp_path_factory, tokenizer):
             samples = make_samples(n, name, seed=len(part + name))
             write_samples(root / part / name, samples, per_shard=30, clap=clap)
     for name, make in (("gpt2", gpt2), ("llama", llama)):
-        make(len(tokenizer)).save_pretrained(root / name)
+        make(len(tokenizer), positions=256).save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     clap.save_pretrained(root / "clap")
     write_samples(root / "live", make_samples(40), vectors=False)
