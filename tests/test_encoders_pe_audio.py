@@ -185,7 +185,11 @@ def wrapped(saved, folder):
     """A checkpoint as PeAudioVideoModel.save_pretrained writes it, which itself needs timm."""
     path, model, *parts = saved
     video = dict(audio_video_config=dict(audio_config=AUDIO), text_config=TEXT)
-    PeAudioVideoConfig(**video, architectures=["PeAudioVideoModel"]).save_pretrained(folder)
+    try:
+        config = PeAudioVideoConfig(**video, architectures=["PeAudioVideoModel"])
+    except ImportError as error:  # transformers 5.17
+        pytest.skip(f"this transformers reads the video tower's config with timm alone: {error}")
+    config.save_pretrained(folder)
     state = {
         key if key.startswith("text_model.") else f"audio_model.{key}": tensor
         for key, tensor in model.state_dict().items()
