@@ -158,17 +158,17 @@ class MATS(nn.Module):
         shape = config.prefix, config.tokens, config.layers, config.heads
         self.mapper = Mapper(config.dim, config.width, self.embed.embedding_dim, *shape)
 
-    def fitting_template(self, least: int = 16) -> Template:
+    def fitting_template(self) -> Template:
         """The prompt, so short that it fits the LLM's positions with the longest answer.
 
-        Raises DataError where less than `least` tokens would be left for what follows the prefix.
+        Raises DataError where less than 16 tokens would be left for what follows the prefix.
         """
         config = self.config
         template = Template(config.template, self.tokenizer, config.max_answer)
         over = template.longest - self.room
         if over > 0:
             template.max_prompt -= over
-        if template.max_prompt < least:
+        if template.max_prompt < 16:
             raise DataError(
                 f"{config.llm} has {self.room + config.prefix} positions: prefix={config.prefix} "
                 f"and max_answer={config.max_answer} leave no room for a prompt; lower them"
@@ -353,7 +353,8 @@ class MATS(nn.Module):
         model = cls(config, llm, tokenizer, lora=str(directory / "lora"))
         model.probe, model.folder = made["probe"], directory
         model.history = read_history(directory / "training.json")
-        model.template.head = made["head"] or first_head(model.template)
+        head = made["head"]  # none before the prefix is [], and None is an older model's
+        model.template.head = first_head(model.template) if head is None else head
         mapper = read_finite(directory / "mapper.safetensors")
         fit = "it does not fit the sizes in config.json: are both of the same model?"
         with reading(str(directory / "mapper.safetensors"), fit):

@@ -65,8 +65,7 @@ class LanguageConfig:
 def load(config: LanguageConfig, llm=None, tokenizer=None):
     """The tokenizer and the frozen model of config.llm; objects that are given are taken instead.
 
-    The model has neither gradients nor dropout, and decodes greedily whatever its checkpoint says.
-    Raises DataError where it cannot be loaded.
+    The model has neither gradients nor dropout. Raises DataError where it cannot be loaded.
     """
     name = f"language model {config.llm!r}"
     if llm is None and is_path(config.llm) and not Path(config.llm, "config.json").exists():

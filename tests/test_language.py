@@ -93,13 +93,16 @@ def test_a_prompt_begins_as_it_was_trained(tokenizer, tmp_path):
     llm = gpt2(len(tokenizer))
     assert MATS.from_pretrained(tmp_path, llm, tokenizer).template.head == model.template.head
     config = json.loads((tmp_path / "config.json").read_text())
+    unused = copy.deepcopy(tokenizer)
+    unused.bos_token = "A"
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head": []}))  # nothing before it
+    assert MATS.from_pretrained(tmp_path, llm, unused).template.head == []
     (tmp_path / "config.json").write_text(json.dumps(config | {"head": ["a"]}))
     with pytest.raises(DataError, match="config.json: head is .*expected token ids"):
         MATS.from_pretrained(tmp_path, llm, tokenizer)
     del config["head"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    unused = copy.deepcopy(tokenizer)
-    unused.bos_token = "A"  # it used to be put wherever there was one
+    # it used to be put wherever there was one
     old = [unused.bos_token_id, *tokenizer("dog ").input_ids]
     assert MATS.from_pretrained(tmp_path, llm, unused).template.head == old
 
