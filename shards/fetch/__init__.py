@@ -1,0 +1,352 @@
+"""Public data sets from their official places, in the layout that the builders read.
+
+    catalog.yaml    where each file is published, its size, its checksum
+    download.py     one file: resumed, from a mirror, with patience
+    archives.py     zip, split zip, tar, 7z
+    __main__.py     python -m shards.fetch
+
+`fetch` brings a file beside the data set's folder, ROOT/.fetch/NAME, compares its checksum, and
+only then puts it, or its members, into ROOT/NAME. ROOT/.fetch/NAME/fetched.json lists what came.
+Nothing that is in ROOT/NAME already is replaced.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from disk import DataError, read_json, write_atomic
+from scoring.answers import go_ahead
+from shards.build import for_each
+from shards.fetch.archives import Damaged, check_tools, unpack
+from shards.fetch.catalog import Entry, File, catalog
+from shards.fetch.download import (
+    Broken,
+    Refused,
+    Unreachable,
+    checksum_of,
+    download,
+    fetch_json,
+    kind_of,
+)
+from shards.writer import encode_json
+
+ASK = 1_000_000_000  # bytes from which on `fetch` asks first
+UNPACKED = 1.5  # bytes of an archive's members for each of its own, roughly
+
+
+class Place:
+    """A data set's folder under the root, and the folder for what comes."""
+
+    def __init__(self, root: str | Path, entry: Entry):
+        self.entry = entry
+        self.folder = Path(root) / entry.name
+        self.coming = Path(root) / ".fetch" / entry.name
+        self.list = self.coming / "fetched.json"
+
+    def fetched(self) -> dict:
+        """{name of a file: its checksum, where it lies} of all that came."""
+        return read_json(self.list) if self.list.exists() else {}
+
+    def note(self, file: File, checksum: str, first: Path) -> None:
+        known = self.fetched() | {
+            file.name: {"checksum": checksum, "first": str(first.relative_to(self.folder))}
+        }
+        self.coming.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.list, encode_json(known).encode())
+
+    def has(self, file: File) -> bool:
+        """Whether the file, or what an archive holds, is there; also by the user's own hands."""
+        if file.volume_of:
+            archive = next(f for f in self.entry.files if f.name == file.volume_of)
+            return self.has(archive)
+        known = self.fetched().get(file.name)
+        if known:
+            return (self.folder / known["first"]).exists()
+        if file.is_folder or not file.is_archive:
+            return not file.is_folder and (self.folder / file.name).exists()
+        return bool(file.pattern) and count_like(self.folder, file.pattern) >= file.count
+
+
+def count_like(folder: Path, pattern: str) -> int:
+    """How many files under the folder, at any depth, fit the pattern."""
+    return sum(1 for _ in folder.rglob(pattern))
+
+
+class Missing(NamedTuple):
+    """A file that is to come."""
+
+    place: Place
+    file: File
+
+
+# --- the plan -----------------------------------------------------------------------------
+
+
+def entries_of(names: Iterable[str]) -> list[Entry]:
+    """The catalog's entries of these names. Raises DataError on an unknown one."""
+    known = catalog()
+    for name in names:
+        if name not in known:
+            raise DataError(f"there is no {name!r} to fetch; there are: {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def missing(names: Iterable[str], root: str | Path, parts: Iterable[str]) -> list[Missing]:
+    """The files of these parts of the data sets that are not there."""
+    found = []
+    for entry in entries_of(names):
+        place = Place(root, entry)
+        wanted = (file for file in entry.files if file.part in parts)
+        found += [Missing(place, file) for file in wanted if not place.has(file)]
+    return found
+
+
+def complete(plan: list[Missing]) -> list[Missing]:
+    """The plan with the sizes and checksums that Zenodo tells, where the catalog has none."""
+    records, found = {}, []
+    for place, file in plan:
+        base, _, rest = file.addresses[0].partition("/records/")
+        record, _, path = rest.partition("/files/")
+        if path and not (file.size and file.checksum):
+            address = f"{base}/api/records/{record}"
+            if address not in records:
+                records[address] = published(address)
+            size, checksum = records[address].get(file.name, (None, ""))
+            file = replace(file, size=file.size or size, checksum=file.checksum or checksum)
+        found.append(Missing(place, file))
+    return found
+
+
+def published(address: str) -> dict[str, tuple[int, str]]:
+    """{file: (bytes, checksum)} of a Zenodo record; empty where it cannot be asked."""
+    try:
+        files = fetch_json(address)["files"]
+        return {file["key"]: (int(file["size"]), file["checksum"]) for file in files}
+    except (Refused, Broken, KeyError, TypeError, ValueError):
+        return {}  # a download says what is wrong with the place
+
+
+def size_of(plan: list[Missing]) -> tuple[int, int]:
+    """(bytes of the files whose size is known, number of the others)."""
+    sizes = [file.size for _, file in plan]
+    return sum(filter(None, sizes)), sizes.count(None)
+
+
+def in_words(size: float) -> str:
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+
+
+def check_space(plan: list[Missing], root: Path) -> None:
+    """Raises DataError where the disk cannot hold it all. An archive goes once it is unpacked."""
+    sizes = [(file.size or 0, file.is_archive or bool(file.volume_of)) for _, file in plan]
+    archives = [size for size, packed in sizes if packed]
+    need = sum(size * (UNPACKED if packed else 1) for size, packed in sizes) + sum(archives)
+    free = shutil.disk_usage(root).free
+    if need > free:
+        raise DataError(
+            f"{root} has {in_words(free)} free, and this needs about {in_words(need)}: make room, "
+            "name another --root, or fetch fewer (--text-only leaves audio out)"
+        )
+
+
+# --- one file -----------------------------------------------------------------------------
+
+
+def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]:
+    """(where the file lies, its checksum), downloaded where it is not there yet.
+
+    Raises DataError where it is not what was published. A damaged transfer comes again.
+    """
+    kind, own = kind_of(file.checksum), place.folder / file.name
+    if own.exists():  # the user's
+        found = checksum_of(own, kind)
+        if file.checksum not in ("", found) and not accept:
+            raise DataError(
+                f"{own} has the checksum {found} where {file.checksum} was published; delete it "
+                "to fetch it, or --accept to use it as it is"
+            )
+        return own, found
+    path, seen = place.coming / file.name, set()
+    while True:
+        if not path.exists():
+            download(file, path, bar)
+        found = checksum_of(path, kind)
+        if accept or file.checksum in ("", found):
+            return path, found
+        bar.update(-path.stat().st_size)
+        path.unlink()
+        if found in seen:
+            raise DataError(
+                f"it has changed where it is published: its checksum is {found}, and was "
+                f"{file.checksum}; --accept takes the one of today"
+            )
+        if len(seen) == 2:
+            raise DataError("it came damaged three times, never alike: is there a proxy between?")
+        seen.add(found)
+
+
+def unpack_into(place: Place, file: File, paths: list[Path], accept: bool) -> Path:
+    """Moves the archive's members into the data set's folder; returns the first one's path.
+
+    Raises DataError where it cannot be unpacked, lacks members, or another file is in the way.
+    """
+    part = place.coming / f"{file.name}.unpacked"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        unpack(paths, part)
+        found = count_like(part, file.pattern) if file.pattern else 0
+        if found < file.count and not accept:
+            raise DataError(
+                f"it holds {found:,} files like {file.pattern} where {file.count:,} were "
+                "published; --accept takes them as they are"
+            )
+        members = sorted(path for path in part.rglob("*") if path.is_file())
+        if not members:
+            raise Damaged(f"{paths[-1]} holds no file")
+        for member in members:
+            move(member, place.folder / member.relative_to(part))
+        return place.folder / members[0].relative_to(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def move(member: Path, target: Path) -> None:
+    """Moves a file to a place that is free, or that holds the like."""
+    if target.exists() and target.stat().st_size != member.stat().st_size:
+        raise DataError(f"{target} is there, and another file: move it away, and fetch again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    member.replace(target)
+
+
+def snapshot(place: Place, file: File) -> None:
+    """A folder of a data set on the hub, by huggingface_hub, which resumes and checks."""
+    from huggingface_hub import snapshot_download
+
+    from hub import asking
+
+    address = urlsplit(file.addresses[0]).path
+    repo, _, path = address.partition("/datasets/")[2].partition("/resolve/main/")
+    with asking(repo):
+        snapshot_download(
+            repo, repo_type="dataset", allow_patterns=f"{path}*", local_dir=place.folder
+        )
+    place.note(file, "", place.folder / path.rstrip("/"))
+
+
+# --- all of them ----------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Raises DataError while another process fetches into this root."""
+    (root / ".fetch").mkdir(parents=True, exist_ok=True)
+    with open(root / ".fetch" / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another fetch is writing to {root}: wait for it") from None
+        except OSError:  # a network's file system without locks
+            pass
+        yield
+
+
+def fetch(
+    names: Iterable[str],
+    root: str | Path,
+    parts: Iterable[str] = ("text", "test"),
+    accept: bool = False,
+    yes: bool = True,
+) -> None:
+    """Brings all files of these parts of the data sets that are not under the root.
+
+    accept: takes files whose checksum is not the published one. yes: does not ask before gigabytes.
+    A file that fails does not stop the others. Raises DataError that lists the failures.
+    """
+    root = Path(root)
+    with locked(root):
+        plan = complete(missing(names, root, parts))
+        if not plan:
+            return
+        for _, file in plan:
+            check_tools(file.name)
+        check_space(plan, root)
+        total, unknown = size_of(plan)
+        more = f", and {unknown} of unknown size" if unknown else ""
+        print(f"{len(plan)} files to fetch into {root}: {in_words(total)}{more}")
+        if total >= ASK and (refused := go_ahead(yes)):
+            raise DataError(refused)
+        fetch_all(plan, total, accept)
+
+
+def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
+    """Obtains all files of the plan. Raises DataError that lists those that failed."""
+    named = {f"{item.place.entry.name}/{item.file.name}": item for item in plan}
+    silent = set()  # hosts that did not answer
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
+
+        def work(name):
+            place, file = named[name]
+            hosts = {urlsplit(address).netloc for address in file.addresses}
+            if hosts <= silent:
+                raise DataError(f"{', '.join(hosts)} does not answer: is there a network?")
+            bar.set_description(f"fetching {file.name or place.entry.name}")
+            try:
+                obtain(place, file, bar, accept)
+            except DataError as error:
+                if isinstance(error, Unreachable):
+                    silent.update(hosts)
+                raise DataError(
+                    f"{error}. Look at {place.entry.page}; a file that you get by hand goes into "
+                    f"{place.folder}"
+                ) from error
+
+        for_each(named, work)
+
+
+def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
+    """Brings a file, or the members of an archive, to its place. Raises DataError, OSError."""
+    if file.is_folder:
+        return snapshot(place, file)
+    if not file.is_archive:
+        return bring_plain(place, file, bar, accept)
+    if file.volume_of:
+        bring(place, file, bar, accept)  # it is unpacked with its archive
+        return None
+    try:
+        return bring_archive(place, file, bar, accept)
+    except Damaged:  # it is gone, but for the user's own
+        if (place.folder / file.name).exists():
+            raise
+        return bring_archive(place, file, bar, accept)
+
+
+def bring_plain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
+    path, checksum = bring(place, file, bar, accept)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    path.rename(place.folder / file.name)
+    place.note(file, checksum, place.folder / file.name)
+
+
+def bring_archive(place: Place, file: File, bar: tqdm, accept: bool) -> None:
+    volumes = [each for each in place.entry.files if each.volume_of == file.name]
+    brought = [bring(place, each, bar, accept) for each in (*volumes, file)]
+    paths = [path for path, _ in brought]
+    ours = [path for path in paths if path.parent == place.coming]
+    try:
+        first = unpack_into(place, file, paths, accept)
+    except Damaged:
+        for path in ours:
+            path.unlink()
+        raise
+    place.note(file, brought[-1][1], first)
+    for path in ours:
+        path.unlink()

@@ -1,0 +1,168 @@
+"""What can be fetched: catalog.yaml as objects, and a catalog of your own beside it."""
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+from disk import DataError
+
+PARTS = ("text", "test", "train")
+OURS = Path(__file__).with_name("catalog.yaml")
+OWN = "MATS_CATALOG"  # the environment variable that names a catalog of one's own
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
+CHECKSUM = re.compile(r"(md5|sha256|git):[0-9a-f]{32,64}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a data set as its owners publish it."""
+
+    part: str  # one of PARTS
+    addresses: tuple[str, ...]  # the official one, then mirrors
+    size: int | None  # bytes
+    checksum: str  # "" where none is known
+    pattern: str = ""  # of an archive: files that it must hold,
+    count: int = 0  # and their number
+
+    @property
+    def name(self) -> str:
+        return unquote(urlsplit(self.addresses[0]).path).rpartition("/")[2]
+
+    @property
+    def is_folder(self) -> bool:
+        return self.addresses[0].endswith("/")
+
+    @property
+    def is_archive(self) -> bool:
+        return self.name.lower().endswith(ARCHIVES)
+
+    @property
+    def volume_of(self) -> str:
+        """The archive that this is a volume of: a.zip for a.z01; else empty."""
+        stem, volume = os.path.splitext(self.name)
+        return f"{stem}.zip" if re.fullmatch(r"\.z\d\d", volume) else ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set: its files, and the rest of its lines in the catalog."""
+
+    name: str
+    page: str
+    licence: str
+    files: tuple[File, ...]
+    hand: tuple[str, ...] = ()  # steps to what cannot be fetched
+    pages: dict = field(default_factory=dict)  # {source: page}, where they differ
+
+
+class Places(NamedTuple):
+    hub: str  # HF_ENDPOINT, as for huggingface_hub
+    mirror: str  # stands before all addresses but the hub's; or empty
+
+
+# --- addresses ----------------------------------------------------------------------------
+
+
+def address_of(short: str, places: Places) -> str:
+    """The whole address. Raises ValueError where it is none."""
+    kind, _, rest = short.partition(":")
+    if kind == "hf":
+        owner, name, path = rest.split("/", 2)
+        return f"{places.hub}/datasets/{owner}/{name}/resolve/main/{path}"
+    if kind == "zenodo":
+        record, _, name = rest.partition("/")
+        short = f"https://zenodo.org/records/{record}/files/{name}?download=1"
+    elif kind == "github":
+        short = f"https://raw.githubusercontent.com/{rest}"
+    elif kind not in ("http", "https"):
+        raise ValueError(f"{short!r} is no address")
+    return f"{places.mirror}/{short.partition('://')[2]}" if places.mirror else short
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def file_of(part: str, line: str, places: Places) -> File:
+    """The file of a line of the catalog. Raises ValueError where it is none."""
+    short, size, checksum, *held = line.split()
+    if checksum != "-" and not CHECKSUM.fullmatch(checksum):
+        raise ValueError(f"{checksum!r} is no checksum")
+    pattern, count = held or ("", 0)
+    return File(
+        part=part,
+        addresses=(address_of(short, places),),
+        size=None if size == "-" else int(size),
+        checksum="" if checksum == "-" else checksum,
+        pattern=pattern,
+        count=int(count),
+    )
+
+
+def files_of(part: str, lines: str, places: Places) -> list[File]:
+    found: list[File] = []
+    for line in lines.strip().splitlines():
+        if line.startswith("or "):
+            address = address_of(line.removeprefix("or ").strip(), places)
+            found[-1] = replace(found[-1], addresses=(*found[-1].addresses, address))
+        else:
+            found.append(file_of(part, line, places))
+    return found
+
+
+def entry_of(name: str, values: dict, places: Places) -> Entry:
+    """Raises ValueError, TypeError, KeyError or AttributeError where the values are no entry."""
+    unknown = values.keys() - {*PARTS, "page", "licence", "hand", "pages"}
+    if unknown:
+        raise ValueError(f"unknown field {min(unknown)!r}")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError("its name is a folder's")
+    return Entry(
+        name=name,
+        page=values["page"],
+        licence=values["licence"],
+        files=tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places)),
+        hand=tuple(" ".join(step.split()) for step in values.get("hand", ())),
+        pages=values.get("pages", {}),
+    )
+
+
+def load(path: Path) -> dict:
+    """The values of a catalog, {name: {field: ...}}. Raises DataError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} cannot be read as a catalog ({said}); see {OWN}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no catalog of data sets, as {OURS} is")
+    return values
+
+
+@cache
+def read(own: str, hub: str) -> dict[str, Entry]:
+    ours = load(OURS)
+    theirs = load(Path(own)) if own else {}
+    places = Places(hub.rstrip("/"), str(theirs.pop("mirror", "")).rstrip("/"))
+    entries = {}
+    for name, values in (ours | theirs).items():
+        try:
+            entries[name] = entry_of(name, values, places)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            path = own if name in theirs else OURS
+            raise DataError(f"{path}: {name} is no entry like those of {OURS} ({error})") from error
+    return entries
+
+
+def catalog() -> dict[str, Entry]:
+    """{name: Entry} of all data sets: ours, and those of the file that MATS_CATALOG names.
+
+    An entry of that file takes the place of ours of the same name. Its `mirror` is put before every
+    address: http://host/zenodo.org/records/... Raises DataError where that file is no catalog.
+    """
+    return read(os.environ.get(OWN, ""), os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
