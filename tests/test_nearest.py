@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import small_clap
 from topics import Topics
 
 from disk import DataError
@@ -149,6 +150,13 @@ def test_stories_for_ever_give_the_label_set_up(tmp_path):
 
 def test_the_encoder_is_loaded_and_checked():
     assert isinstance(load_encoder("topics:Topics"), Topics)
+
+
+def test_a_clap_of_a_folder_finds_its_own_labels_and_refuses_half_a_character(tokenizer, tmp_path):
+    small_clap(tokenizer).save_pretrained(tmp_path / "clap")
+    nearest = Nearest(load_encoder(str(tmp_path / "clap")), LABELS)
+    texts = [f"sound of {label}" for label in LABELS]
+    assert nearest([*texts, "A dog \udc80 barks."]) == [*LABELS, None]
 
 
 @pytest.mark.parametrize(

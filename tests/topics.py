@@ -32,3 +32,10 @@ class Topics:
 
     def encode_audio(self, waves):
         return torch.eye(self.dim)[: len(waves)]
+
+
+class Choosy(Topics):
+    """It takes "quiet" and "distance" for a cat."""
+
+    def row(self, text):
+        return super().row(text.replace("quiet", "cat cat").replace("distance", "cat cat"))
