@@ -14,6 +14,9 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKENS = {"hf_ana": "ana", "hf_bob": "bob"}  # token: user
 LFS = (".safetensors", ".model", ".gz", ".zip", ".wav")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -306,3 +309,25 @@ ROUTES = (
     ("GET", f"/{REPO}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
     ("HEAD", f"/{REPO}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
 )
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub; nobody is logged in, and the cache is empty."""
+    server = Hub()
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    yield server
+    server.close()
+    assert not server.unknown

@@ -2,7 +2,7 @@
 
     python tests/places.py --shared ../shared [--hub OWNER/NAME=FOLDER ...]
 
-serves the real tables of ../shared and small archives until Ctrl-C, and prints the variables to set.
+serves the real tables of ../shared until Ctrl-C, and prints the variables to set.
 
 `Places` answers /HOST/PATH, as `mirror:` in a catalog asks, and keeps to the real ones' protocol:
 Range, If-Range, ETag, redirects, Zenodo's API, pages with status 404. What it was not written for
@@ -40,7 +40,7 @@ RECORD = re.compile(r"(?P<host>zenodo\.org)/records/(?P<record>\d+)/files/(?P<na
 
 @dataclass
 class Reply:
-    """What is sent. `cut`: the connection breaks after so many bytes; `silent`: then it is still."""
+    """What is sent; after `cut` bytes the connection breaks or, where it is `silent`, is still."""
 
     status: int
     headers: dict
@@ -310,7 +310,7 @@ def real_places(shared: Path, places: Places, hub: Hub) -> dict:
 
 
 def vggsound(data: Path) -> bytes:
-    """vggsound.csv in the official form: the real test clips, and as many others as stat.csv has."""
+    """vggsound.csv in the official form: the real test clips, and others by stat.csv's counts."""
     table, test = io.StringIO(), Counter()
     rows = csv.writer(table, lineterminator="\n")
     for name, label in csv.reader((data / "vggsound/test.csv").open(newline="")):

@@ -1,6 +1,7 @@
 """Archives: zip, also of several volumes, tar and 7z."""
 
 import io
+import lzma
 import os
 import tarfile
 import zipfile
@@ -126,12 +127,13 @@ def unpack_7z(paths: Sequence[Path], folder: Path) -> None:
 
 
 def bar(path: Path, total: int | None) -> tqdm:
-    return tqdm(desc=f"unpacking {path.name}", total=total, unit="B", unit_scale=True, leave=False)
+    how = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+    return tqdm(desc=f"unpacking {path.name}", total=total, **how)
 
 
 def check_tools(name: str) -> None:
     """Raises DataError where this machine cannot unpack an archive of this name."""
-    if name.endswith(".7z") and find_spec("py7zr") is None:
+    if name.lower().endswith(".7z") and find_spec("py7zr") is None:
         raise DataError(f"{name} needs one more package: {NEEDS_7Z}")
 
 
@@ -140,7 +142,7 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
 
     Nothing is written outside of the folder. Raises Damaged; OSError where it cannot be written.
     """
-    name = paths[-1].name
+    name = paths[-1].name.lower()
     check_tools(name)
     if name.endswith(".zip"):
         work = unpack_zip
@@ -153,6 +155,7 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
         zipfile.BadZipFile,
         tarfile.TarError,
         EOFError,
+        lzma.LZMAError,
         zlib.error,
         NotImplementedError,
         RuntimeError,

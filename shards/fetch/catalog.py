@@ -16,7 +16,7 @@ PARTS = ("text", "test", "train")
 OURS = Path(__file__).with_name("catalog.yaml")
 OWN = "MATS_CATALOG"  # the environment variable that names a catalog of one's own
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
-CHECKSUM = re.compile(r"(md5|sha256|git):[0-9a-f]{32,64}")
+CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,15 @@ def entry_of(name: str, values: dict, places: Places) -> Entry:
         raise ValueError(f"unknown field {min(unknown)!r}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError("its name is a folder's")
+    files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places))
+    lost = {file.volume_of for file in files} - {file.name for file in files} - {""}
+    if lost:
+        raise ValueError(f"a volume of {min(lost)} and no {min(lost)}")
     return Entry(
         name=name,
         page=values["page"],
         licence=values["licence"],
-        files=tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places)),
+        files=files,
         hand=tuple(" ".join(step.split()) for step in values.get("hand", ())),
         pages=values.get("pages", {}),
     )
