@@ -217,7 +217,7 @@ def send(handler: BaseHTTPRequestHandler, reply: Reply) -> None:
 def zipped(members: dict[str, bytes]) -> bytes:
     """A zip of {path: content}."""
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(made, "w") as archive:
         for path, data in members.items():
             archive.writestr(path, data)
     return made.getvalue()

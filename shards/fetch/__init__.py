@@ -315,7 +315,7 @@ def fetch(
     accept: takes files whose checksum is not the published one. yes: does not ask before gigabytes.
     A file that fails does not stop the others. Raises DataError that lists the failures.
     """
-    root = Path(root)
+    root, names = Path(root), [entry.name for entry in entries_of(names)]
     with locked(root):
         plan = complete(missing(names, root, parts))
         if not plan:
@@ -343,7 +343,7 @@ def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
             hosts = {urlsplit(address).netloc for address in file.addresses}
             if hosts <= silent:
                 raise DataError(f"{', '.join(hosts)} does not answer: is there a network?")
-            bar.set_description(f"fetching {file.name or place.entry.name}")
+            bar.set_description(f"fetching {name}")
             try:
                 obtain(place, file, bar, accept)
             except DataError as error:
@@ -361,11 +361,11 @@ def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
     """Brings a file, or the members of an archive, to its place. Raises DataError, OSError."""
     if file.is_folder:
         return snapshot(place, file)
-    if not file.is_archive:
-        return bring_plain(place, file, bar, accept)
     if file.volume_of:
         bring(place, file, bar, accept)  # it is unpacked with its archive
         return None
+    if not file.is_archive:
+        return bring_plain(place, file, bar, accept)
     try:
         return bring_archive(place, file, bar, accept)
     except Damaged:  # it is gone, but for the user's own

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ class File:
 
     @property
     def name(self) -> str:
-        return unquote(urlsplit(self.addresses[0]).path).rpartition("/")[2]
+        return unquote(urlsplit(self.addresses[0]).path.rstrip("/")).rpartition("/")[2]
 
     @property
     def is_folder(self) -> bool:
@@ -123,7 +124,10 @@ def entry_of(name: str, values: dict, places: Places) -> Entry:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError("its name is a folder's")
     files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places))
-    lost = {file.volume_of for file in files} - {file.name for file in files} - {""}
+    named = Counter(file.name for file in files)
+    if named and max(named.values()) > 1:
+        raise ValueError(f"two files are named {named.most_common(1)[0][0]}")
+    lost = {file.volume_of for file in files} - named.keys() - {""}
     if lost:
         raise ValueError(f"a volume of {min(lost)} and no {min(lost)}")
     return Entry(
