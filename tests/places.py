@@ -243,14 +243,17 @@ def seven_zipped(members: dict[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-def split_zipped(members: dict[str, bytes], name: str, volume: str = "64k") -> dict[str, bytes]:
-    """{name.z01: ..., name.zip: ...} by Info-ZIP, which FSD50K's owners used."""
+def split_zipped(members: dict[str, bytes], name: str, *options: str) -> dict[str, bytes]:
+    """{name.z01: ..., name.zip: ...} by Info-ZIP, in volumes of 64 kB.
+
+    Option -fz makes it what any archive above 4 GB is.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for path, data in members.items():
             target = Path(folder, "in", path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        command = ["zip", "-q", "-r", "-0", "-s", volume, f"../{name}.zip", "."]
+        command = ["zip", "-q", "-r", "-0", "-s", "64k", *options, f"../{name}.zip", "."]
         subprocess.run(command, cwd=Path(folder, "in"), check=True)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).glob(f"{name}.z*"))}
 
