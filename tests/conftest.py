@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from hub_server import hub  # noqa: F401, a fixture
 from servers import nobody, random_llms, server  # noqa: F401, fixtures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (

@@ -10,12 +10,17 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKENS = {"hf_ana": "ana", "hf_bob": "bob"}  # token: user
-LFS = (".safetensors", ".model")
+LFS = (".safetensors", ".model", ".gz", ".zip", ".wav")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+DATASET = r"(?P<repo>datasets/[\w.-]+/[\w.-]+)"  # a key of `repos` as it stands
 REV = r"(?P<rev>[^/]+)"
 
 
@@ -37,19 +42,37 @@ class Repo:
         return sha
 
 
+@cache
 def git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+@cache
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def ranged(data: bytes, tag: str, asked) -> tuple[int, dict, bytes]:
+    """(status, headers, body) for a request with these headers: all of it, or the rest."""
+    headers, wanted = {"ETag": tag, "Accept-Ranges": "bytes"}, asked.get("Range")
+    if wanted is None or asked.get("If-Range", tag) != tag:
+        return 200, headers, data
+    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+    if start >= len(data):
+        return 416, {**headers, "Content-Range": f"bytes */{len(data)}"}, b""
+    place = f"bytes {start}-{len(data) - 1}/{len(data)}"
+    return 206, {**headers, "Content-Range": place}, data[start:]
+
+
 class Hub:
-    """repos: {"user/name": Repo}; requests: (method, path) of all; url: its HF_ENDPOINT."""
+    """repos: {"user/name" or "datasets/user/name": Repo}; url: its HF_ENDPOINT.
+
+    requests: (method, path) of all; ranges: (path, Range) of those for a part of a file.
+    """
 
     def __init__(self):
         self.repos, self.objects, self.requests, self.unknown = {}, {}, [], []
+        self.ranges = []
         self.lock = threading.Lock()
         outer = self
 
@@ -103,6 +126,10 @@ class Hub:
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             data = {"error": message}
         data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        if "Range" in handler.headers and status == 200 and "ETag" in headers:
+            self.ranges.append((path, handler.headers["Range"]))
+            status, part, data = ranged(data, headers["ETag"], handler.headers)
+            headers = headers | part
         handler.send_response(status)
         for name, value in ({"Content-Length": str(len(data))} | headers).items():
             handler.send_header(name, value)
@@ -274,6 +301,33 @@ ROUTES = (
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", Hub.put),
     ("GET", "/lfs/(?P<oid>[0-9a-f]{64})", Hub.get),
     ("POST", "/lfs/verify", Hub.verify),
+    ("GET", f"/api/{DATASET}", Hub.info),
+    ("GET", f"/api/{DATASET}/revision/{REV}", Hub.info),
+    ("GET", f"/api/{DATASET}/tree/{REV}", Hub.tree),
+    ("GET", f"/{DATASET}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
+    ("HEAD", f"/{DATASET}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
     ("GET", f"/{REPO}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
     ("HEAD", f"/{REPO}/resolve/{REV}/(?P<path>.+)", Hub.resolve),
 )
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub; nobody is logged in, and the cache is empty."""
+    server = Hub()
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    yield server
+    server.close()
+    assert not server.unknown

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import flac, make_samples, write_samples
-from hub_server import Hub, Repo
+from hub_server import Repo
 from huggingface_hub import constants
 
 import hub.__main__ as command
@@ -31,28 +31,6 @@ from mats import MATS, read_config
 ROOT = Path(__file__).parents[1]
 ASKED = ["What is it?", "Is there a dog?"]
 CODE = "import pathlib; pathlib.Path({!r}).touch()\n"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub; nobody is logged in, and the cache is empty."""
-    server = Hub()
-    for name, value in {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_DISABLE_PROGRESS_BARS": True,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    yield server
-    server.close()
-    assert not server.unknown
 
 
 @pytest.fixture

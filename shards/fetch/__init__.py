@@ -10,8 +10,11 @@ only then puts it, or its members, into ROOT/NAME. ROOT/.fetch/NAME/fetched.json
 Nothing that is in ROOT/NAME already is replaced.
 """
 
+import errno
 import fcntl
+import filecmp
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,12 +24,13 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from disk import DataError, read_json, write_atomic
+from disk import DataError, read_json, replacing, write_atomic
 from scoring.answers import go_ahead
 from shards.build import for_each
 from shards.fetch.archives import Damaged, check_tools, unpack
 from shards.fetch.catalog import Entry, File, catalog
 from shards.fetch.download import (
+    SILENCE,
     Broken,
     Refused,
     Unreachable,
@@ -110,26 +114,30 @@ def missing(names: Iterable[str], root: str | Path, parts: Iterable[str]) -> lis
 
 def complete(plan: list[Missing]) -> list[Missing]:
     """The plan with the sizes and checksums that Zenodo tells, where the catalog has none."""
-    records, found = {}, []
+    records, found, silent = {}, [], set()
     for place, file in plan:
         base, _, rest = file.addresses[0].partition("/records/")
         record, _, path = rest.partition("/files/")
         if path and not (file.size and file.checksum):
             address = f"{base}/api/records/{record}"
-            if address not in records:
+            if address not in records and base not in silent:
                 records[address] = published(address)
-            size, checksum = records[address].get(file.name, (None, ""))
+                if records[address] is None:
+                    silent.add(base)
+            size, checksum = (records.get(address) or {}).get(file.name, (None, ""))
             file = replace(file, size=file.size or size, checksum=file.checksum or checksum)
         found.append(Missing(place, file))
     return found
 
 
-def published(address: str) -> dict[str, tuple[int, str]]:
-    """{file: (bytes, checksum)} of a Zenodo record; empty where it cannot be asked."""
+def published(address: str) -> dict[str, tuple[int, str]] | None:
+    """{file: (bytes, checksum)} of a Zenodo record; empty where it tells none, None in silence."""
     try:
         files = fetch_json(address)["files"]
         return {file["key"]: (int(file["size"]), file["checksum"]) for file in files}
-    except (Refused, Broken, KeyError, TypeError, ValueError):
+    except Broken as broken:
+        return None if str(broken.args[0]).startswith(SILENCE) else {}
+    except (Refused, KeyError, TypeError, ValueError):
         return {}  # a download says what is wrong with the place
 
 
@@ -147,9 +155,17 @@ def in_words(size: float) -> str:
 
 def check_space(plan: list[Missing], root: Path) -> None:
     """Raises DataError where the disk cannot hold it all. An archive goes once it is unpacked."""
-    sizes = [(file.size or 0, file.is_archive or bool(file.volume_of)) for _, file in plan]
-    archives = [size for size, packed in sizes if packed]
-    need = sum(size * (UNPACKED if packed else 1) for size, packed in sizes) + sum(archives)
+    need, archives = 0, Counter()
+    for place, file in plan:
+        size = file.size or 0
+        if file.is_archive or file.volume_of:
+            archives[place.entry.name, file.volume_of or file.name] += size
+            need += size * UNPACKED
+        else:
+            need += size
+    coming = {place.coming for place, _ in plan}
+    there = sum(path.stat().st_size for folder in coming for path in folder.glob("*"))
+    need += max(archives.values(), default=0) - there
     free = shutil.disk_usage(root).free
     if need > free:
         raise DataError(
@@ -207,24 +223,49 @@ def unpack_into(place: Place, file: File, paths: list[Path], accept: bool) -> Pa
         if found < file.count and not accept:
             raise DataError(
                 f"it holds {found:,} files like {file.pattern} where {file.count:,} were "
-                "published; --accept takes them as they are"
+                f"published; --accept takes them as they are; delete {paths[-1]} to get it anew"
             )
-        members = sorted(path for path in part.rglob("*") if path.is_file())
-        if not members:
+        first = move_all(part, place.folder)
+        if first is None:
             raise Damaged(f"{paths[-1]} holds no file")
-        for member in members:
-            move(member, place.folder / member.relative_to(part))
-        return place.folder / members[0].relative_to(part)
+        return first
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def move(member: Path, target: Path) -> None:
-    """Moves a file to a place that is free, or that holds the like."""
-    if target.exists() and target.stat().st_size != member.stat().st_size:
-        raise DataError(f"{target} is there, and another file: move it away, and fetch again")
+def move_all(source: Path, folder: Path) -> Path | None:
+    """Moves all files below `source` into the folder; returns the first one's path there, if any.
+
+    A file that is there already stays. Raises DataError, before any is moved, where it differs.
+    """
+    moves = {
+        path: folder / path.relative_to(source)
+        for path in sorted(source.rglob("*"))
+        if path.is_file()
+    }
+    there = {path for path, target in moves.items() if target.exists()}
+    for path in there:
+        if not filecmp.cmp(path, moves[path], shallow=False):
+            raise DataError(
+                f"{moves[path]} is there, and another file: move it away, and fetch again"
+            )
+    for path, target in moves.items():
+        if path not in there:
+            move(path, target)
+    return next(iter(moves.values()), None)
+
+
+def move(path: Path, target: Path) -> None:
+    """Moves a file, all or nothing; also to another disk, where the data set's folder is a link."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    member.replace(target)
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(target) as part:
+            shutil.copyfile(path, part)
+        path.unlink()
 
 
 def snapshot(place: Place, file: File) -> None:
@@ -235,10 +276,13 @@ def snapshot(place: Place, file: File) -> None:
 
     address = urlsplit(file.addresses[0]).path
     repo, _, path = address.partition("/datasets/")[2].partition("/resolve/main/")
+    part = place.coming / "snapshot"
     with asking(repo):
-        snapshot_download(
-            repo, repo_type="dataset", allow_patterns=f"{path}*", local_dir=place.folder
-        )
+        snapshot_download(repo, repo_type="dataset", allow_patterns=f"{path}*", local_dir=part)
+    if not (part / path).exists():
+        raise DataError(f"{repo} has no {path}")
+    move_all(part / path, place.folder / path)
+    shutil.rmtree(part)
     place.note(file, "", place.folder / path.rstrip("/"))
 
 
@@ -271,7 +315,7 @@ def fetch(
     accept: takes files whose checksum is not the published one. yes: does not ask before gigabytes.
     A file that fails does not stop the others. Raises DataError that lists the failures.
     """
-    root = Path(root)
+    root, names = Path(root), [entry.name for entry in entries_of(names)]
     with locked(root):
         plan = complete(missing(names, root, parts))
         if not plan:
@@ -282,7 +326,8 @@ def fetch(
         total, unknown = size_of(plan)
         more = f", and {unknown} of unknown size" if unknown else ""
         print(f"{len(plan)} files to fetch into {root}: {in_words(total)}{more}")
-        if total >= ASK and (refused := go_ahead(yes)):
+        large = any(file.size is None and (file.is_archive or file.is_folder) for _, file in plan)
+        if (total >= ASK or large) and (refused := go_ahead(yes)):
             raise DataError(refused)
         fetch_all(plan, total, accept)
 
@@ -298,7 +343,7 @@ def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
             hosts = {urlsplit(address).netloc for address in file.addresses}
             if hosts <= silent:
                 raise DataError(f"{', '.join(hosts)} does not answer: is there a network?")
-            bar.set_description(f"fetching {file.name or place.entry.name}")
+            bar.set_description(f"fetching {name}")
             try:
                 obtain(place, file, bar, accept)
             except DataError as error:
@@ -316,11 +361,11 @@ def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
     """Brings a file, or the members of an archive, to its place. Raises DataError, OSError."""
     if file.is_folder:
         return snapshot(place, file)
-    if not file.is_archive:
-        return bring_plain(place, file, bar, accept)
     if file.volume_of:
         bring(place, file, bar, accept)  # it is unpacked with its archive
         return None
+    if not file.is_archive:
+        return bring_plain(place, file, bar, accept)
     try:
         return bring_archive(place, file, bar, accept)
     except Damaged:  # it is gone, but for the user's own
@@ -331,8 +376,7 @@ def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
 
 def bring_plain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
     path, checksum = bring(place, file, bar, accept)
-    place.folder.mkdir(parents=True, exist_ok=True)
-    path.rename(place.folder / file.name)
+    move(path, place.folder / file.name)
     place.note(file, checksum, place.folder / file.name)
 
 

@@ -1,6 +1,8 @@
 """Archives: zip, also of several volumes, tar and 7z."""
 
+import errno
 import io
+import lzma
 import os
 import tarfile
 import zipfile
@@ -15,6 +17,18 @@ from tqdm import tqdm
 
 from disk import DataError
 
+LONGEST_END = (1 << 16) + 42  # bytes of a zip's end, with the longest comment and its locator
+FAULTS = (  # that the libraries find in a damaged archive
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # also NotImplementedError
+    ValueError,  # also a name that is no Unicode
+    LookupError,
+    AssertionError,
+)
 NEEDS_7Z = "pip install -r requirements-fetch.txt (py7zr, for .7z)"
 
 
@@ -23,13 +37,16 @@ class Damaged(DataError):
 
 
 class Volumes(io.RawIOBase):
-    """Files, one after the other, as one that can be read."""
+    """Files, one after the other, as one that can be read.
+
+    `instead`: {position: byte} of what is read in place of the files' own bytes.
+    """
 
     def __init__(self, paths: Sequence[Path]):
         self.files = [open(path, "rb") for path in paths]  # noqa: SIM115, closed by close()
         sizes = [path.stat().st_size for path in paths]
         self.starts, self.end = [0, *accumulate(sizes)][:-1], sum(sizes)
-        self.at = 0
+        self.at, self.instead = 0, {}
 
     def readable(self) -> bool:
         return True
@@ -49,6 +66,9 @@ class Volumes(io.RawIOBase):
         file = self.files[volume]
         file.seek(self.at - self.starts[volume])
         count = file.readinto(buffer)
+        for position, byte in self.instead.items():
+            if self.at <= position < self.at + count:
+                buffer[position - self.at] = byte
         self.at += count
         return count
 
@@ -66,11 +86,31 @@ class SplitZip(zipfile.ZipFile):
 
     def __init__(self, paths: Sequence[Path]):
         volumes = Volumes(paths)
+        volumes.instead = one_volume(volumes)
         super().__init__(io.BufferedReader(volumes, 1 << 20))
         # zipfile has added the start of the volume in which the list of members begins
         added = volumes.starts[volumes.volume_at(self.start_dir)]
         for member in self.infolist():
             member.header_offset += volumes.starts[member.volume] - added
+
+
+def one_volume(volumes: Volumes) -> dict[int, int]:
+    """What to read in an archive above 4 GB, so that zipfile does not refuse its several volumes.
+
+    The end's locator has the number of the volume that it is in, and how many there are.
+    """
+    start = max(0, volumes.end - LONGEST_END)
+    volumes.seek(start)
+    tail = volumes.readall()
+    locator = tail.rfind(b"PK\x05\x06") - 20
+    if locator < 0 or tail[locator : locator + 4] != b"PK\x06\x07":
+        return {}
+    fields = {4: bytes(4), 16: (1).to_bytes(4, "little")}  # where in it: what to read there
+    return {
+        start + locator + place + i: byte
+        for place, value in fields.items()
+        for i, byte in enumerate(value)
+    }
 
 
 # --- unpacking ----------------------------------------------------------------------------
@@ -121,17 +161,18 @@ def unpack_7z(paths: Sequence[Path], folder: Path) -> None:
             bar(paths[0], archive.archiveinfo().uncompressed) as progress,
         ):
             archive.extractall(folder, callback=Progress())
-    except (py7zr.exceptions.ArchiveError, LookupError, ValueError, TypeError) as error:
+    except (py7zr.exceptions.ArchiveError, TypeError) as error:
         raise zipfile.BadZipFile(str(error)) from error
 
 
 def bar(path: Path, total: int | None) -> tqdm:
-    return tqdm(desc=f"unpacking {path.name}", total=total, unit="B", unit_scale=True, leave=False)
+    how = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}
+    return tqdm(desc=f"unpacking {path.name}", total=total, **how)
 
 
 def check_tools(name: str) -> None:
     """Raises DataError where this machine cannot unpack an archive of this name."""
-    if name.endswith(".7z") and find_spec("py7zr") is None:
+    if name.lower().endswith(".7z") and find_spec("py7zr") is None:
         raise DataError(f"{name} needs one more package: {NEEDS_7Z}")
 
 
@@ -140,7 +181,7 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
 
     Nothing is written outside of the folder. Raises Damaged; OSError where it cannot be written.
     """
-    name = paths[-1].name
+    name = paths[-1].name.lower()
     check_tools(name)
     if name.endswith(".zip"):
         work = unpack_zip
@@ -149,16 +190,11 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work(paths, folder)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except FAULTS as error:
         raise Damaged(f"{paths[-1]} cannot be unpacked ({error}): cut off or damaged") from error
     except OSError as error:
-        if error.errno is not None:
+        if error.errno not in (None, errno.EINVAL):
             raise
-        raise Damaged(f"{paths[-1]} cannot be unpacked ({error})") from error  # gzip's
+        raise Damaged(
+            f"{paths[-1]} cannot be unpacked ({error})"
+        ) from error  # gzip's, or a wrong offset

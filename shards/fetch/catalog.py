@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ PARTS = ("text", "test", "train")
 OURS = Path(__file__).with_name("catalog.yaml")
 OWN = "MATS_CATALOG"  # the environment variable that names a catalog of one's own
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
-CHECKSUM = re.compile(r"(md5|sha256|git):[0-9a-f]{32,64}")
+CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class File:
 
     @property
     def name(self) -> str:
-        return unquote(urlsplit(self.addresses[0]).path).rpartition("/")[2]
+        return unquote(urlsplit(self.addresses[0]).path.rstrip("/")).rpartition("/")[2]
 
     @property
     def is_folder(self) -> bool:
@@ -122,11 +123,18 @@ def entry_of(name: str, values: dict, places: Places) -> Entry:
         raise ValueError(f"unknown field {min(unknown)!r}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError("its name is a folder's")
+    files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places))
+    named = Counter(file.name for file in files)
+    if named and max(named.values()) > 1:
+        raise ValueError(f"two files are named {named.most_common(1)[0][0]}")
+    lost = {file.volume_of for file in files} - named.keys() - {""}
+    if lost:
+        raise ValueError(f"a volume of {min(lost)} and no {min(lost)}")
     return Entry(
         name=name,
         page=values["page"],
         licence=values["licence"],
-        files=tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places)),
+        files=files,
         hand=tuple(" ".join(step.split()) for step in values.get("hand", ())),
         pages=values.get("pages", {}),
     )

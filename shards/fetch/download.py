@@ -5,7 +5,7 @@ import http.client
 import json
 import time
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -48,7 +48,7 @@ def ask(address: str, headers: dict):
             raise Broken(problem, seconds(error.headers)) from error
         error.close()
         raise Refused(problem) from error
-    except (URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError, a timeout, ssl's
         raise Broken(f"{SILENCE} ({getattr(error, 'reason', error)})", 0) from error
     except ValueError as error:
         raise Refused(f"no address ({error})") from error
@@ -119,6 +119,8 @@ def receive(address: str, partial: Partial, bar: tqdm) -> None:
             bar.update(-before)
             raise Broken("the reply is another part of the file than was asked for", 0)
         check_type(reply, start)
+        if not start:
+            partial.clear()  # before it is noted to come from here
         partial.note(address, reply.headers)
         bar.update(start - before)
         expected = length_of(reply.headers, start)
@@ -153,7 +155,7 @@ def write(reply, partial: Partial, start: int, bar: tqdm) -> None:
         while True:
             try:
                 data = reply.read(CHUNK)
-            except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise Broken(
                     f"the connection broke ({error or type(error).__name__})", 0
                 ) from error
@@ -179,11 +181,11 @@ def download(file: File, path: Path, bar: tqdm) -> None:
     for address in file.addresses:
         try:
             persist(address, partial, bar)
+            check_content(partial)
         except Refused as refused:
             problems.append(f"{address}: {refused}")
             error = error if str(refused).startswith(SILENCE) else DataError
             continue
-        check_content(partial, address)
         partial.path.rename(path)
         partial.clear()
         return
@@ -208,14 +210,14 @@ def persist(address: str, partial: Partial, bar: tqdm) -> None:
             bar.set_postfix_str("")
 
 
-def check_content(partial: Partial, address: str) -> None:
-    """Raises DataError on a page or a pointer that came as a file."""
+def check_content(partial: Partial) -> None:
+    """Raises Refused on a page or a pointer that came as a file."""
     with open(partial.path, "rb") as file:
         head = file.read(200)
     problem = recognised(head)
     if problem and not problem.startswith("is compressed"):
         partial.clear()
-        raise DataError(f"{address} {problem}")
+        raise Refused(f"it {problem}")
 
 
 # --- checksums ----------------------------------------------------------------------------
