@@ -86,7 +86,8 @@ def left_out(cfg) -> Iterator[None]:
         yield
     except DataError as error:
         if not cfg.skip_missing:
-            raise DataError(f"{error}\n--skip_missing trains without it") from error
+            lines = "; ".join(str(error).splitlines())
+            raise DataError(f"{lines}; --skip_missing trains without it") from error
         print(f"left out: {error}")
 
 

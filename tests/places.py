@@ -309,7 +309,7 @@ def real_places(shared: Path, places: Places, hub: Hub) -> dict:
     for path in data.joinpath("wavcaps").glob("blacklist*"):
         files[f"json_files/blacklist/{path.name}"] = path.read_bytes()
     publish(hub, "cvssp/WavCaps", files)
-    return own_catalog(places)
+    return own_catalog(places, hub)
 
 
 def vggsound(data: Path) -> bytes:
@@ -344,12 +344,12 @@ def publish(hub: Hub, name: str, files: dict[str, bytes], kind: str = "datasets/
     hub.repos[kind + name] = repo
 
 
-def own_catalog(places: Places) -> dict:
+def own_catalog(places: Places, hub: Hub) -> dict:
     """The catalog of what is served and differs from the published: sizes, checksums, counts."""
     ours, found = yaml.safe_load(CATALOG.read_text()), {"mirror": places.url}
     for name, values in ours.items():
         changed = {
-            part: "\n".join(map(places_line(places), values[part].strip().splitlines()))
+            part: "\n".join(map(places_line(places, hub), values[part].strip().splitlines()))
             for part in ("text", "test", "train")
             if part in values
         }
@@ -358,13 +358,17 @@ def own_catalog(places: Places) -> dict:
     return found
 
 
-def places_line(places: Places):
+def places_line(places: Places, hub: Hub):
     """A function: the line of a catalog -> the same line for what is served."""
 
     def line_of(line: str) -> str:
         address, *rest = line.split()
         path = official(address).partition("://")[2]
         data = places.files.get(places.moved.get(path, path))
+        if address.startswith("hf:"):
+            owner, name, path = address.removeprefix("hf:").split("/", 2)
+            repo = hub.repos.get(f"datasets/{owner}/{name}")
+            data = repo and repo.commits[repo.branches["main"]].get(path)
         if data is None or len(rest) < 2:
             return line
         size, checksum = rest[:2]
