@@ -71,7 +71,7 @@ class MachineConfig:
 
     out: str = "out/tiny"  # the run's folder
     val: str = ""  # shards for the validation loss; empty: none
-    build: str = ""  # module whose build() makes the shards where they are missing
+    build: str = ""  # module whose build(this config) makes the shards where they are missing
     skip_missing: bool = False  # leave out sources of the mixture that are not on disk
     strict: bool = False  # stop at a broken sample instead of leaving it out
     fresh: bool = False  # start over, replacing the run in `out`
@@ -126,9 +126,8 @@ def lr_at(step: int, cfg: TrainConfig) -> float:
 
 def find_data(cfg: TrainConfig, ranks: Ranks) -> tuple[list[Source], list[float]]:
     """The training sources and their weights, built first where the config says how."""
-    if cfg.build and ranks.master:
-        import_module(cfg.build).build(Path(cfg.train).parent)
-    ranks.barrier()
+    if cfg.build:
+        ranks.master_first(lambda: import_module(cfg.build).build(cfg))
     audio = cfg.supervision == "audio"
     sources, weights = find_sources(cfg.train, cfg.mixture, cfg.skip_missing, audio)
     if cfg.mixture and len(sources) < len(cfg.mixture):

@@ -11,6 +11,7 @@ parts.py    partial results of all processes, which survive a kill
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -61,6 +62,15 @@ class Ranks:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def master_first(self, work: Callable[[], None]) -> None:
+        """Runs work() in the master alone, for hours if need be; the others wait for its end."""
+        if self.size > 1:  # the group's own time-out would end them
+            patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        if self.master:
+            work()
+        if self.size > 1:
+            dist.barrier(patient)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of all processes' x, in every process; x itself may be overwritten."""

@@ -26,7 +26,7 @@ from shards.datasets.captions import audiocaps, clotho, musiccaps, wavcaps_black
 from shards.datasets.labels import dcase2017, esc50, fsd50k, urbansound8k, vggsound
 from shards.datasets.questions import clothoaqa
 from shards.files import DataError, Missing, Root, captions_of, clean, json_lines, plain
-from shards.sources import EVERY, SOURCES, TEST_ONLY, THOUSANDS, VALIDATION, Dataset, page
+from shards.sources import EVERY, SOURCES, TEST_ONLY, THOUSANDS, VALIDATION, page
 
 # Table S8, and paraphrases of ours. Questions are their own instruction.
 INSTRUCTIONS = {
@@ -67,11 +67,13 @@ class HeldOut:
 
     `texts`: the captions of the caption benchmarks, verbatim but for case and punctuation.
     `ids`: the clips of all evaluation sets, by their ids on YouTube and Freesound and Clotho's file
-    names. `blacklist`: WavCaps' own. `remarks` name the sets that are missing or incomplete.
+    names. `listed`, `blacklist`: clips of WavCaps' two lists, for training; the first also lists
+    the validation clips of AudioCaps. `remarks` name the sets that are missing or incomplete.
     """
 
     def __init__(self, root: Root):
-        self.root, self.texts, self.remarks, self.blacklist = root, set(), [], {}
+        self.root, self.texts, self.remarks = root, set(), []
+        self.listed, self.blacklist = {}, {}
         self.ids = {"youtube": set(), "freesound": set(), "file": set()}
         for title, published, clips in (
             ("AudioCaps test", 4_875, audiocaps(root, "test")),
@@ -95,12 +97,9 @@ class HeldOut:
                     "an incomplete download cannot be fully excluded from training"
                 )
         try:
-            everywhere, self.blacklist = wavcaps_blacklist(root["wavcaps"])
+            self.listed, self.blacklist = wavcaps_blacklist(root["wavcaps"])
         except Missing as e:
             self.remarks.append(str(e))
-        else:
-            for key, ids in everywhere.items():
-                self.ids[key] |= ids
 
     def add(self, clips: Iterable[dict]) -> int:
         """Holds these clips out; returns their number."""
@@ -112,13 +111,16 @@ class HeldOut:
                 self.ids[key].add(clip[key])
         return found
 
-    def why(self, clip: dict, texts: Iterable[str | None], of_wavcaps: bool) -> str | None:
+    def why(
+        self, clip: dict, texts: Iterable[str | None], of_wavcaps: bool, trained: bool = True
+    ) -> str | None:
         """The reason to leave out this clip with these texts, or None.
 
-        of_wavcaps: it is a clip, or has a caption, of WavCaps.
+        of_wavcaps: it is a clip, or has a caption, of WavCaps; trained: not for validation.
         """
         for key in self.ids.keys() & clip.keys():
-            if clip[key] in self.ids[key]:
+            listed = trained and clip[key] in self.listed.get(key, ())
+            if clip[key] in self.ids[key] or listed:
                 return "clips of an evaluation set"
             if of_wavcaps and clip[key] in self.blacklist.get(key, ()):
                 return "on WavCaps' blacklists"
@@ -161,12 +163,12 @@ def label_sets(name: str, root: str) -> Counter:
     return Counter(tuple(clip["labels"]) for clip in clips if not clip.get("drop"))
 
 
-def why_dropped(clip, text, source: Dataset, audio: bool, held: HeldOut | None) -> str | None:
-    """The reason to leave out the clip with this text, or None."""
+def why_dropped(clip, text, name: str, audio: bool, held: HeldOut | None) -> str | None:
+    """The reason to leave out the source's clip with this text, or None."""
     reason = clip.get("drop")
     if not reason and held:
-        of_wavcaps = source.folder in ("wavcaps", "openaqa")
-        reason = held.why(clip, (text, clip.get("answer")), of_wavcaps)
+        of_wavcaps, texts = EVERY[name].folder in ("wavcaps", "openaqa"), (text, clip.get("answer"))
+        reason = held.why(clip, texts, of_wavcaps, trained=name in SOURCES)
     if not reason and text is None and not audio:
         reason = "without a caption of their clip"
     return reason
@@ -183,7 +185,7 @@ def samples(
         texts = captions_of(clip) or [clip.get("text")]
         tally.drop_blank(clip)
         for i, text in enumerate(texts):
-            reason = why_dropped(clip, text, source, audio, held)
+            reason = why_dropped(clip, text, name, audio, held)
             if reason:
                 tally.drop(reason, name_of(clip))
                 continue

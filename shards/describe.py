@@ -5,6 +5,7 @@
     python -m shards.describe esc50 --root data/raw --limit 3 --per-label 5    a cheap first look
     python -m shards.describe esc50 --root data/raw --endpoint http://localhost:8000/v1 \
         --model Qwen/Qwen3-8B
+    python -m shards.describe esc50 --root data/raw --templates    no model: for a first run
 
 The default is gpt-4o-mini, as in the paper. A set of labels gets as many descriptions as there are
 training clips with it. Each is a line of ROOT/descriptions/NAME.jsonl:
@@ -12,6 +13,7 @@ training clips with it. Each is a line of ROOT/descriptions/NAME.jsonl:
     {"labels": ["dog"], "text": "A dog barks twice.", "model": "gpt-4o-mini"}
 
 Lines are only ever added; after a kill the same command requests only the missing descriptions.
+A description is dropped where CLAP finds another label of the dataset nearer to it (--no-check).
 The API key comes from OPENAI_API_KEY; a server of your own needs none.
 """
 
@@ -21,34 +23,35 @@ if not __package__:
 import argparse
 import os
 import random
-import re
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from disk import DataError, command
-from scoring.answers import answers, go_ahead, growing, read_lines
+from scoring.answers import answers, go_ahead, growing
 from scoring.llm import OPENAI, Endpoint, Local, Unanswered
 from shards.audiotia import label_sets
+from shards.descriptions import (
+    Labels,
+    Report,
+    counts,
+    described,
+    fault,
+    key_of,
+    misses,
+    read,
+    row_of,
+    unmarked,
+)
+from shards.templates import TEMPLATES, from_templates
 
 PER_CALL = 20  # descriptions of one request
 TEMPERATURE, MAX_TOKENS = 1.0, 1200  # of an answer; twice the tokens that they take
 BARREN = 3  # calls in a row without a new description, after which a set of labels is given up
-
-Labels = tuple[str, ...]
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
-def key_of(text: str) -> str:
-    """The text without case, punctuation and white space: equal for repetitions."""
-    return " ".join(words(text))
 
 
 # --- the prompt ---------------------------------------------------------------------------
@@ -104,122 +107,19 @@ def prompt(labels: Labels, n: int, later: random.Random | None = None) -> list[d
     ]
 
 
-# --- the filter ---------------------------------------------------------------------------
-
-REFUSAL = re.compile(
-    r"^(i'?m|i am) (very |so )?sorry|^sorry,"
-    r"|^i (cannot|can't|can not|won't|am unable|apologi[sz]e)|\bas an ai\b"
-    r"|^unfortunately, i\b|\blanguage model\b|\bi'm unable to\b"
-    r"|\b(cannot|can't) (assist|comply|help with)"
-)
-REMARK = re.compile(
-    r":$|^(here are|here is|here's|let me know|i hope|note that|labels)\b"
-    r"|^(sure|certainly|of course)[,!.]|\bdescriptions?\b"
-)
-VISUAL = set(
-    words("""
-    see sees seeing seen look looks looked looking watching view views viewed viewing visible
-    visibly invisible visual visually sight sights image images picture pictures pictured photo
-    photos photograph photographs video videos scenery color colors colored colorful colour colours
-    coloured colourful red orange yellow green blue purple pink brown black white gray grey bright
-    brightly shiny shining glow glows glowing gleaming glittering flash flashes flashing darkness
-    sunlight sunlit moonlight moonlit shadow shadows silhouette silhouettes""")
-)
-HEARD = re.compile(  # visual words that sound
-    r"\b(flash flood(s|ing)?|(white|pink|brown|gray|grey|blue) noise)\b"
-)
-SMALL = set(
-    words("a an and are as at by for from in is it of on or other sound sounds the to with")
-)
-QUOTES = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "`": "`"}
-
-
-def unmarked(line: str, labels: Labels = ()) -> str:
-    """The line without numbering, bullets, bold, quotes, and its labels before a colon.
-
-    Empty if nothing is left.
-    """
-    text = " ".join(line.replace("**", "").split()).rstrip(",")
-    text = re.sub(r"^([-*•–—]+\s+|#+\s+|\(?\d{1,3}[.):](?!\d)\s*)+", "", text)
-    head, colon, rest = text.partition(":")
-    own = {"label", "labels", "and"}.union(*map(words, labels))
-    if colon and words(head) and own.issuperset(words(head)):
-        text = rest.strip()
-    while is_quoted(text):
-        text = text[1:-1].strip()
-    if text in ("[", "]") or text.startswith("```"):  # around a list
-        return ""
-    return text
-
-
-def is_quoted(text: str) -> bool:
-    """Whether one pair of quotes encloses it all, unlike: "Stop!" a man shouts, then "go"."""
-    if len(text) < 2 or QUOTES.get(text[0]) != text[-1]:
-        return False
-    return not re.search(rf"\s{text[0]}|{text[-1]}\s", text[1:-1])
-
-
-def fault(text: str, labels: Labels, others: Iterable[str] = ()) -> str | None:
-    """A word or two: why the text cannot describe these labels; None if it can.
-
-    others: all labels of the dataset.
-    """
-    said, lower, n = words(text), text.casefold().replace("’", "'"), len(text.split())
-    own = set().union(*map(words, labels))
-    if REFUSAL.search(lower):
-        return "refusal"
-    if REMARK.search(lower):
-        return "remark"
-    if n < 3:
-        return "too short"
-    if n > 40:
-        return "too long"
-    if set(said) <= own | SMALL:
-        return "label only"
-    if set(words(HEARD.sub("", lower))) & VISUAL - own:
-        return "visual"
-    if not names_own(said, own) and names_other(said, labels, others):
-        return "wrong label"
-    return None
-
-
-def names_own(said: list[str], own: set[str]) -> bool:
-    """Whether a word begins with the stem of a word of the labels."""
-    stems = tuple(re.sub(r"(?<=\w{3})(ing|er|ed|es|s|e)$", "", word) for word in own - SMALL)
-    return any(word.startswith(stems) for word in said)
-
-
-def names_other(said: list[str], labels: Labels, others: Iterable[str]) -> bool:
-    phrase = f" {' '.join(said)} "
-    return any(f" {key_of(label)} " in phrase for label in others if label not in labels)
-
-
 # --- the run ------------------------------------------------------------------------------
 
 
-@dataclass
-class Report:
-    requests: int = 0
-    dropped: Counter = field(default_factory=Counter)  # reason -> lines
-    usage: Counter = field(default_factory=Counter)  # prompt_tokens, completion_tokens
-    given_up: dict[Labels, str] = field(default_factory=dict)  # labels -> reason
-    missing: Counter = field(default_factory=Counter)  # labels -> descriptions
-
-
-def described(row: dict) -> tuple[Labels, str]:
-    """(labels, key of the text) of a line; raises LookupError, TypeError or AttributeError."""
-    return tuple(row["labels"]), key_of(row["text"])
-
-
-def read(path: str | Path) -> Counter:
-    """{labels: descriptions in the file}. Raises DataError, naming a line that is none."""
-    return Counter(labels for labels, _ in read_lines(path, described, "description")[0])
-
-
 class Progress:
-    """The plan, {labels: number of descriptions}, and its state: chats out, new lines in."""
+    """The plan, {labels: number of descriptions}, and its state: chats out, new lines in.
 
-    def __init__(self, plan: Counter, found: list[tuple[Labels, str]]):
+    nearest: as in `misses`.
+    """
+
+    def __init__(
+        self, plan: Counter, found: list[tuple[Labels, str]], nearest: Callable | None = None
+    ):
+        self.nearest = nearest
         self.plan, self.all_labels, self.report = plan, set().union(*plan), Report()
         self.have, self.seen = Counter(labels for labels, _ in found), {key for _, key in found}
         for shown in EXAMPLES.values():
@@ -261,19 +161,29 @@ class Progress:
 
     def new_lines(self, labels: Labels, text: str) -> list[str]:
         """The fit lines of the text that nobody has written yet, as many as are missing."""
-        new, wanted = [], self.plan[labels] - self.have[labels]
-        for line in filter(None, (unmarked(line, labels) for line in text.split("\n"))):
-            key, reason = key_of(line), fault(line, labels, self.all_labels)
-            if not reason and key in self.seen:
-                reason = "duplicate"
-            elif not reason and len(new) >= wanted:
+        fit, new, wanted = self.fit_lines(labels, text), [], self.plan[labels] - self.have[labels]
+        for line, reason in zip(fit, misses(fit, [labels] * len(fit), self.nearest)):
+            if not reason and len(new) >= wanted:
                 reason = "more than wanted"
             if reason:
                 self.report.dropped[reason] += 1
             else:
-                self.seen.add(key)
+                self.seen.add(key_of(line))
                 new.append(line)
         return new
+
+    def fit_lines(self, labels: Labels, text: str) -> list[str]:
+        """The lines of the text that pass the filter, without repetitions."""
+        fit = {}
+        for line in filter(None, (unmarked(line, labels) for line in text.split("\n"))):
+            key, reason = key_of(line), fault(line, labels, self.all_labels)
+            if not reason and (key in self.seen or key in fit):
+                reason = "duplicate"
+            if reason:
+                self.report.dropped[reason] += 1
+            else:
+                fit[key] = line
+        return list(fit.values())
 
     def finish(self) -> Report:
         report = self.report
@@ -282,18 +192,27 @@ class Progress:
         return report
 
 
-def describe(plan: Counter, ask, path: str | Path, model: str, workers: int = 8) -> Report:
+def describe(
+    plan: Counter,
+    ask,
+    path: str | Path,
+    model: str,
+    workers: int = 8,
+    nearest: Callable | None = None,
+) -> Report:
     """Has every set of labels described until `path` holds the plan: {labels: descriptions}.
 
     ask: chat messages -> (text, usage), called from `workers` threads at once; or an object with
     many(list of messages) -> list of (text, usage), given `workers` at once. Lines are appended to
-    `path` as answers come. A label set is given up after BARREN calls in a row without a new
-    description, or when a request for it fails for good (Unanswered). Raises LLMError if all fail,
-    DataError if another run writes to `path` or a line in it is no description.
+    `path` as answers come. nearest: texts -> the label nearest to each (shards/nearest.py); lines
+    that are nearer to another label are dropped. A label set is given up after BARREN calls in a
+    row without a new description, or when a request for it fails for good (Unanswered). Raises
+    LLMError if all fail, DataError if another run writes to `path` or a line in it is no
+    description.
     """
     path = Path(path)
     with growing(path, described, "description") as (found, append):
-        progress = Progress(plan, found)
+        progress = Progress(plan, found, nearest)
         start = (plan & progress.have).total()
         with (
             closing(answers(ask, progress.next_chat, workers)) as replies,
@@ -301,14 +220,10 @@ def describe(plan: Counter, ask, path: str | Path, model: str, workers: int = 8)
         ):
             for (labels, n), answer in replies:
                 new = progress.take(labels, n, answer)
-                append({"labels": list(labels), "text": line, "model": model} for line in new)
+                append(row_of(labels, line, model) for line in new)
                 bar.update(len(new))
                 bar.set_postfix_str(counts(progress.report.dropped))
     return progress.finish()
-
-
-def counts(counter: Counter) -> str:
-    return ", ".join(f"{n:,} {name}" for name, n in counter.most_common())
 
 
 def estimate(plan: Counter, have: Counter) -> dict[str, int]:
@@ -333,6 +248,7 @@ def main(argv=None):
     option("--per-label", type=int, help="descriptions of each set of labels; default: its clips")
     option("--endpoint", help=f"OpenAI-compatible; default {OPENAI}")
     option("--model", help="the endpoint's model; default gpt-4o-mini, the paper's")
+    option("--templates", action="store_true", help=f"{len(TEMPLATES)} templates and no model")
     option("--local", help="a transformers model with a chat template, instead of an endpoint")
     option(
         "--max-tokens",
@@ -344,7 +260,11 @@ def main(argv=None):
     option("--price-out", type=float, default=0, help="dollars per million tokens out")
     option("--yes", action="store_true", help="start without asking")
     option("--limit", type=int, help="only the first N label sets of each dataset")
+    option("--clap", default="microsoft/msclap", help="of the check: name, folder, module:factory")
+    option("--no-check", action="store_true", help="keep descriptions that CLAP takes for others")
     args = parser.parse_args(argv)
+    if args.templates and (args.local or args.endpoint or args.model):
+        parser.error("--templates takes none of --local, --endpoint and --model")
     if args.local and (args.endpoint or args.model):
         parser.error("--local takes neither --endpoint nor --model")
     numbers = args.per_label, args.limit, args.workers, args.max_tokens
@@ -359,19 +279,45 @@ def spent(tokens_in: int, tokens_out: int, args) -> str:
     return f"{tokens_in:,} tokens in, {tokens_out:,} out{price}"
 
 
+class Job(NamedTuple):
+    """What is to be written to one dataset's file."""
+
+    path: Path
+    plan: Counter  # {labels: descriptions}
+    have: Counter  # those in the file
+    labels: set[str]  # all of the dataset
+
+
 def run(args) -> None:
-    """Plans, estimates, asks whether to start, describes. Raises DataError if it is not done."""
-    plans, total = make_plans(args)
-    if not total["requests"]:
+    """Plans and describes. Raises DataError if it is not done."""
+    jobs = make_jobs(args)
+    if not any(job.plan - job.have for job in jobs):
         print("nothing to do")
-        return
+    elif args.templates:
+        run_templates(jobs, args)
+    else:
+        run_model(jobs, args)
+
+
+def run_templates(jobs: list[Job], args) -> None:
+    for job, check in zip(jobs, checks(jobs, args)):
+        report = from_templates(job.plan, job.path, check)
+        most = f"a set of labels gets {len(TEMPLATES)} at most"
+        print_report(report, job, f"{report.missing.total():,} missing, {most}")
+
+
+def run_model(jobs: list[Job], args) -> None:
+    """Estimates, asks whether to start, describes. Raises DataError if it is not done."""
+    total = Counter()
+    for job in jobs:
+        total.update(estimate(job.plan, job.have))
     print(
         f"about {total['requests']:,} requests, {spent(total['in'], total['out'], args)}, "
         "and some more to replace unfit ones"
     )
     if refused := go_ahead(args.yes):
         raise DataError(refused)
-    max_tokens = args.max_tokens or MAX_TOKENS
+    nearest, max_tokens = checks(jobs, args), args.max_tokens or MAX_TOKENS
     if args.local:
         ask = Local(args.local, TEMPERATURE, max_tokens)
     else:
@@ -379,10 +325,11 @@ def run(args) -> None:
         ask = Endpoint(url, model, os.environ.get("OPENAI_API_KEY"), TEMPERATURE, max_tokens)
     missing = 0
     try:
-        for path, plan in plans.items():
-            report = describe(plan, ask, path, ask.name, args.workers)
+        for job, check in zip(jobs, nearest):
+            report = describe(job.plan, ask, job.path, ask.name, args.workers, check)
             missing += report.missing.total()
-            print_report(report, path, plan, args)
+            tokens = report.usage["prompt_tokens"], report.usage["completion_tokens"]
+            print_report(report, job, f"{report.requests:,} requests, {spent(*tokens, args)}")
     finally:
         if not args.local:
             ask.stopped.set()  # threads that wait to retry need not delay the exit
@@ -390,29 +337,35 @@ def run(args) -> None:
         raise DataError(f"{missing:,} descriptions missing; run the same command to request them")
 
 
-def make_plans(args) -> tuple[dict[Path, Counter], Counter]:
-    """({path: plan} of each dataset, the estimate for all)."""
-    plans, total = {}, Counter()
+def make_jobs(args) -> list[Job]:
+    """One for each dataset."""
+    jobs = []
     for name in args.names:
-        sets = list(label_sets(name, args.root).items())[: args.limit]
-        plan = Counter({labels: args.per_label or n for labels, n in sets})
+        sets = label_sets(name, args.root)
+        limited = list(sets.items())[: args.limit]
+        plan = Counter({labels: args.per_label or n for labels, n in limited})
         path = Path(args.root, "descriptions", f"{name}.jsonl")
-        plans[path], have = plan, read(path)
-        total.update(estimate(plan, have))
+        jobs.append(Job(path, plan, read(path), set().union(*sets)))
         print(
             f"{name}: {plan.total():,} descriptions of {len(plan):,} label sets, "
-            f"{(plan - have).total():,} to be written"
+            f"{(plan - jobs[-1].have).total():,} to be written"
         )
-    return plans, total
+    return jobs
 
 
-def print_report(report: Report, path: Path, plan: Counter, args):
-    written = (plan - report.missing).total()
-    tokens = report.usage["prompt_tokens"], report.usage["completion_tokens"]
-    print(
-        f"{path}: {written:,} of {plan.total():,}; "
-        f"{report.requests:,} requests, {spent(*tokens, args)}"
-    )
+def checks(jobs: list[Job], args) -> list:
+    """A Nearest for each job, or None with --no-check. Raises DataError."""
+    if args.no_check:
+        return [None] * len(jobs)
+    from shards.nearest import Nearest, load_encoder  # which takes seconds to import
+
+    clap = load_encoder(args.clap)
+    return [Nearest(clap, job.labels) for job in jobs]
+
+
+def print_report(report: Report, job: Job, how: str) -> None:
+    missing, total = report.missing.total(), job.plan.total()
+    print(f"{job.path}: {total - missing:,} of {total:,}; {how}")
     print("dropped:", counts(report.dropped) or "none")
     for labels, why in report.given_up.items():
         print(f"given up: {', '.join(labels)} ({report.missing[labels]} missing): {why}")

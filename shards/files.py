@@ -67,11 +67,16 @@ class Folder:
     def __str__(self):
         return str(self.path)
 
+    @property
+    def advice(self) -> str:
+        """The command that fetches the dataset, or tells the way to it."""
+        return f"python -m shards.fetch {self.path.name} --root {self.root.path}"
+
     def glob(self, pattern: str, expected: str) -> list[Path]:
         if not self.path.is_dir():
             raise Missing(
-                f"there is no folder {self.path}; it should hold {expected} "
-                "(docs/data.md says where to get it)"
+                f"there is no folder {self.path}; it should hold {expected}. "
+                f"To get it: {self.advice}"
             )
         next(self.path.iterdir(), None)  # raises on an unreadable folder; glob finds nothing there
         for depth in ("", "*/", "*/*/"):
@@ -99,8 +104,8 @@ class Folder:
                 return hits[0]
         inside = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
         raise Missing(
-            f"{self.path} lacks {' or '.join(names)}; it holds {inside or 'nothing'} "
-            "(docs/data.md lists the expected files)"
+            f"{self.path} lacks {' or '.join(names)}; it holds {inside or 'nothing'}. "
+            f"To get it: {self.advice}"
         )
 
     def names(self, pattern: str, expected: str) -> list[Path]:

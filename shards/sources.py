@@ -1,4 +1,4 @@
-"""The sources of AudioTIA-5M and AudioAIA: every dataset, its published count, where to get it."""
+"""The sources of AudioTIA-5M and AudioAIA: every dataset, and its published count."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +35,7 @@ from shards.datasets.labels import (
     vocalsound,
 )
 from shards.datasets.questions import clothoaqa, musicqa, openaqa
+from shards.fetch.catalog import catalog
 from shards.files import YOUTUBE, Clips, Missing, Root, captions_of, clean, reader_of
 
 
@@ -305,40 +306,11 @@ VALIDATION = {
 }
 EVERY = SOURCES | VALIDATION
 
-# source, or folder of several; licence; where to get it
-PAGES = """
-audioset          CC BY 4.0                            https://research.google.com/audioset/download.html
-audioset_strong   CC BY 4.0                            https://research.google.com/audioset/download_strong.html
-fsd50k            CC BY 4.0; each clip its own         https://zenodo.org/records/4060432
-vggsound          CC BY 4.0                            https://www.robots.ox.ac.uk/~vgg/data/vggsound/
-dcase2017         Apache-2.0 (lists)                   https://github.com/ankitshah009/Task-4-Large-scale-weakly-supervised-sound-event-detection-for-smart-cars
-esc50             CC BY-NC 3.0                         https://github.com/karolpiczak/ESC-50
-urbansound8k      CC BY-NC 3.0                         https://urbansounddataset.weebly.com/urbansound8k.html
-tut2017           non-commercial (Tampere University)  https://zenodo.org/records/400515
-sesa              see its page                         https://zenodo.org/records/3519845
-vocalsound        CC BY-SA 4.0                         https://github.com/YuanGongND/vocalsound
-cremad            ODbL                                 https://github.com/CheyneyComputerScience/CREMA-D
-ravdess           CC BY-NC-SA 4.0                      https://zenodo.org/records/1188976
-wavcaps           academic use only                    https://huggingface.co/datasets/cvssp/WavCaps
-macs              see its page                         https://zenodo.org/records/5114771
-audiocaps         MIT                                  https://github.com/cdjkim/audiocaps
-clotho            non-commercial (Tampere University)  https://zenodo.org/records/4783391
-clothoaqa         see its page                         https://zenodo.org/records/6473207
-openaqa           see its page                         https://github.com/YuanGongND/ltu
-gtzan             none stated                          https://www.kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification
-beijing_opera     CC BY 3.0                            https://freesound.org/people/ajaysm/packs/14056/
-openaqa_music     see its page                         https://github.com/Sreyan88/GAMA
-openaqa_captions  see its page                         https://github.com/Sreyan88/GAMA
-musiccaps         CC BY-SA 4.0                         https://huggingface.co/datasets/google/MusicCaps
-song_describer    CC BY-SA 4.0                         https://zenodo.org/records/10072001
-musicqa           see its page                         https://huggingface.co/datasets/mu-llama/MusicQA
-""".strip()
-PAGES = {line.split()[0]: Page(*re.split(r"  +", line)[1:]) for line in PAGES.splitlines()}
-
 
 def page(name: str) -> Page:
     """The licence of a source, and where to get it."""
-    return PAGES.get(name) or PAGES[EVERY[name].folder]
+    entry = catalog()[EVERY[name].folder]
+    return Page(entry.licence, entry.pages.get(name, entry.page))
 
 
 # sources that MATS-Audio is only tested on (Table S6)

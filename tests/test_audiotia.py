@@ -254,6 +254,21 @@ def test_blacklists(tmp_path, capsys):
     assert "1 on WavCaps' blacklists" in capsys.readouterr().out
 
 
+def test_validation_clips_on_wavcaps_list_stay_in_validation(tmp_path):
+    """The list of AudioCaps' and Clotho's clips holds AudioCaps' validation clips, too."""
+    for split in ("train", "val"):
+        rows = f"1,0000000000{split[0]},0,A dog of {split}\r\n"
+        write(tmp_path / f"audiocaps/{split}.csv", HEAD + rows)
+    lists = {"AudioSet": ["Y0000000000v.wav", "Y0000000000t.wav"], "FreeSound": []}
+    for name in ("test_ac", "ub8k_esc50_vggsound"):
+        path = tmp_path / f"wavcaps/blacklist_exclude_{name}.json"
+        write(path, json.dumps(lists if name == "test_ac" else dict.fromkeys(lists, [])))
+    run(audiotia, tmp_path, tmp_path / "out", "audiocaps_val")
+    assert [row["text"] for row in made(tmp_path / "out/audiocaps_val")] == ["A dog of val"]
+    with pytest.raises(SystemExit, match="1 clips of an evaluation set"):
+        run(audiotia, tmp_path, tmp_path / "out", "audiocaps")
+
+
 def test_mixtures_name_sources_that_can_be_built(tmp_path):
     assert set(mixture) <= set(audiotia.SOURCES) and sum(mixture.values()) == 1_690
     assert set(mats_audio["mixture"]) == set(mixture) - TEST_ONLY

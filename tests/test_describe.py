@@ -19,18 +19,8 @@ import disk
 import shards.describe as module
 from disk import DataError
 from scoring.llm import Endpoint, LLMError, Local, Unanswered
-from shards.describe import (
-    EXAMPLES,
-    PER_CALL,
-    describe,
-    estimate,
-    fault,
-    main,
-    prompt,
-    read,
-    unmarked,
-    words,
-)
+from shards.describe import EXAMPLES, PER_CALL, describe, estimate, main, prompt
+from shards.descriptions import fault, read, unmarked, words
 
 DOG, RAIN, CAT = ("dog",), ("rain", "thunder"), ("cat",)
 
@@ -486,9 +476,11 @@ def command(server, tmp_path, monkeypatch, capfd):
 
     def run(*args):
         with pytest.raises(SystemExit) as e:
-            where = [] if "--local" in args else ["--endpoint", server.url, "--model", "m"]
+            own = {"--local", "--templates"} & set(args)
+            where = [] if own else ["--endpoint", server.url, "--model", "m"]
+            check = [] if "--clap" in args else ["--no-check"]
             with disk.command("describe.py"):
-                main([*args, "--root", str(tmp_path), *where])
+                main([*args, "--root", str(tmp_path), *where, *check])
             sys.exit()  # with code None
         out = capfd.readouterr()
         return e.value.code, out.out + out.err
@@ -609,6 +601,75 @@ def test_the_command_with_a_local_model(command, random_llms, tmp_path, monkeypa
     code, out = command("sky", "--yes", "--local", random_llms["llama"])
     assert "2 descriptions missing" in code and "given up: rain, thunder (2 missing)" in out
     assert "nowhere" in command("sky", "--yes", "--local", str(tmp_path / "nowhere"))[0]
+
+
+def test_the_command_checks_with_a_clap_and_keeps_what_is_there(command, server, tmp_path):
+    path = tmp_path / "descriptions" / "farm.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"labels": ["dog"], "text": "A fox gazes at the moon.", "model": "m"}\n')
+    server.good = lambda labels, n, k: f"A dog calls once.\nA cat calls a cat and a dog {k} times."
+    code, out = command("farm", "--yes", "--workers", "1", "--clap", "topics:Topics", "--limit=1")
+    assert [r["text"] for r in rows(path)] == ["A fox gazes at the moon.", "A dog calls once."]
+    assert "28 descriptions missing" in code
+    assert "dropped: 4 nearer to another label, 3 duplicate" in out
+
+
+def test_with_a_limit_all_labels_of_the_dataset_are_compared(command, server, tmp_path):
+    server.good = lambda labels, n, k: f"A dog meets cat after cat {k} times."
+    arguments = ("farm", "--yes", "--workers", "1", "--limit", "1", "--per-label", "1")
+    code, out = command(*arguments, "--clap", "topics:Topics")
+    assert "1 descriptions missing" in code and "dropped: 3 nearer to another label" in out
+    assert command(*arguments)[0] is None  # --no-check
+    assert [r["text"] for r in rows(tmp_path / "descriptions" / "farm.jsonl")] == [
+        "A dog meets cat after cat 3 times."
+    ]
+
+
+@pytest.mark.parametrize("name", ["no_such_pair:Pair", "./nowhere", "topics:Nothing"])
+def test_a_clap_that_cannot_be_loaded_costs_no_request(command, server, tmp_path, name):
+    code, out = command("farm", "--yes", "--clap", name)
+    assert name in code and "--clap" in code and "--no-check" in code and "\n" not in code
+    assert not server.requests and not (tmp_path / "descriptions").exists()
+    code, out = command("sky", "--templates", "--clap", name)
+    assert "--no-check" in code and not (tmp_path / "descriptions").exists()
+
+
+def test_the_clap_is_loaded_once_for_all_datasets_and_not_for_nothing(command, monkeypatch):
+    import topics
+
+    made, real = [], topics.Topics
+
+    def counting():
+        made.append(real())
+        return made[-1]
+
+    monkeypatch.setattr(topics, "Topics", counting)
+    run = ("farm", "sky", "--yes", "--per-label", "2", "--clap", "topics:Topics")
+    assert command(*run)[0] is None and len(made) == 1
+    labels = [[f"sound of {label}" for label in sorted(names)] for names in (DOG + CAT, RAIN)]
+    assert [calls for calls in made[0].calls if "sound of" in calls[0]] == labels
+    assert command(*run)[1].endswith("nothing to do\n") and len(made) == 1
+
+
+def test_the_command_by_templates(command, server, tmp_path):
+    code, out = command("farm", "sky", "--templates", "--clap", "topics:Choosy")
+    folder = tmp_path / "descriptions"
+    assert code is None and not server.requests and "requests" not in out
+    assert counts(folder / "farm.jsonl") == {DOG: 14, CAT: 1}
+    assert counts(folder / "sky.jsonl") == {RAIN: 2}
+    assert f"{folder / 'farm.jsonl'}: 15 of 31; 16 missing, a set of labels gets 16 at most" in out
+    assert "dropped: 2 nearer to another label" in out and "dropped: none" in out
+    before = (folder / "farm.jsonl").read_bytes()
+    assert command("farm", "--templates", "--per-label", "16")[0] is None
+    assert counts(folder / "farm.jsonl") == {DOG: 16, CAT: 16}
+    assert (folder / "farm.jsonl").read_bytes().startswith(before)
+    assert command("sky", "--templates")[1].endswith("nothing to do\n")
+
+
+@pytest.mark.parametrize("option", ["--local", "--endpoint", "--model"])
+def test_templates_need_no_model(command, option):
+    code, out = command("farm", "--templates", option, "x")
+    assert code == 2 and "--templates takes none of --local, --endpoint and --model" in out
 
 
 @pytest.mark.slow
