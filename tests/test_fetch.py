@@ -270,7 +270,7 @@ def test_fetched_audio_is_found_by_the_builder(fetched, tmp_path):
 
 def test_a_file_comes_once(own, places, root):
     own(places.put(PLACE, DATA), part="text")
-    fetch(["things"], root, ("text",))
+    fetch(iter(["things", "things"]), root, ("text",))
     assert things(root) == {"a.bin": DATA} and left(root) == set()
     fetch(["things"], root, ("text",))
     assert len(places.requests) == 1
