@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import re
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -402,6 +403,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--hub", nargs="*", default=[], metavar="OWNER/NAME=FOLDER")
     args = parser.parse_args()
+    for each in (signal.SIGINT, signal.SIGTERM):  # which a shell's background jobs ignore
+        signal.signal(each, signal.default_int_handler)
     places, hub = Places(), Hub()
     values = real_places(args.shared, places, hub)
     for each in args.hub:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 import zlib
+from dataclasses import replace
 from itertools import repeat
 from types import SimpleNamespace
 
@@ -269,7 +270,7 @@ def test_fetched_audio_is_found_by_the_builder(fetched, tmp_path):
 
 def test_a_file_comes_once(own, places, root):
     own(places.put(PLACE, DATA), part="text")
-    fetch(["things"], root, ("text",))
+    fetch(iter(["things", "things"]), root, ("text",))
     assert things(root) == {"a.bin": DATA} and left(root) == set()
     fetch(["things"], root, ("text",))
     assert len(places.requests) == 1
@@ -400,8 +401,8 @@ def test_another_part_than_was_asked_for_is_not_joined(own, places, root):
     own(unchecked(places.put(PLACE, DATA)))
 
     def elsewhere(reply, _):
-        reply.headers["Content-Range"] = f"bytes 7-{len(DATA) - 1}/{len(DATA)}"
-        return reply
+        place = {"Content-Range": f"bytes 7-{len(DATA) - 1}/{len(DATA)}"}
+        return replace(reply, headers=reply.headers | place, body=DATA[7:])
 
     places.faults[PATH] = iter([breaks(100_000), elsewhere])
     fetch(["things"], root)
@@ -488,6 +489,15 @@ def test_a_proxys_page_is_no_file(own, places, root):
     own(unchecked(places.put(PLACE, DATA)), f"or {mirror}")
     fetch(["things"], root)
     assert things(root) == {"a.bin": DATA}
+
+
+def test_a_proxys_page_leaves_what_had_come(own, places, root):
+    own(places.put(PLACE, DATA))
+    places.faults[PATH] = iter([breaks(100_000), page])
+    assert "web page" in failing(root)
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA}
+    assert places.requests[-1].headers["Range"] == "bytes=100000-"
 
 
 @pytest.mark.parametrize("content, said", [(LFS, "LFS pointer"), (PAGE, "page"), (b"", "empty")])
@@ -748,11 +758,12 @@ def test_members_do_not_escape(own, places, root, name, escape, tmp_path):
 def test_the_users_own_files_stay(own, places, root):
     (root / "things").mkdir(parents=True)
     (root / "things/a.bin").write_bytes(b"mine")
-    clip, data = "set/audio/2.wav", zipped(CLIPS)
-    own(places.put(PLACE, DATA), archive_at(places, "a.zip", data))
+    clip, data = "set/audio/2.wav", tarred(CLIPS)
+    own(places.put(PLACE, DATA), archive_at(places, "a.tar.gz", data))
     mine = root / "things" / clip
     mine.parent.mkdir(parents=True)
-    mine.write_bytes(CLIPS[clip][::-1])  # as many bytes
+    mine.write_bytes(CLIPS[clip][::-1])  # as many bytes,
+    os.utime(mine, (0, 0))  # and as old as the archive's
     said = failing(root)
     assert str(mine) in said and "a.bin" not in said
     assert things(root) == {"a.bin": b"mine", clip: CLIPS[clip][::-1]}

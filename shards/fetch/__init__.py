@@ -95,11 +95,11 @@ class Missing(NamedTuple):
 
 def entries_of(names: Iterable[str]) -> list[Entry]:
     """The catalog's entries of these names. Raises DataError on an unknown one."""
-    known = catalog()
+    known, names = catalog(), dict.fromkeys(names)
     for name in names:
         if name not in known:
             raise DataError(f"there is no {name!r} to fetch; there are: {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
+    return [known[name] for name in names]
 
 
 def missing(names: Iterable[str], root: str | Path, parts: Iterable[str]) -> list[Missing]:
