@@ -204,9 +204,14 @@ class Hub:
         siblings = [{"rfilename": path} for path in found.commits[sha]]
         return 200, {}, {"id": repo, "sha": sha, "private": found.private, "siblings": siblings}
 
-    def tree(self, user, body, repo, rev):
+    def tree(self, user, body, repo, rev, inside=""):
         found, entries = self.seen(repo, user), []
-        for path, data in found.commits[found.sha(rev)].items():
+        files = found.commits[found.sha(rev)]
+        if inside and not any(path.startswith(f"{inside}/") for path in files):
+            raise Refused(404, "EntryNotFound", f"{inside} does not exist")
+        for path, data in files.items():
+            if inside and not path.startswith(f"{inside}/"):
+                continue
             entry = {"type": "file", "path": path, "size": len(data), "oid": git_oid(data)}
             if path.endswith(LFS):
                 entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
@@ -295,6 +300,7 @@ ROUTES = (
     ("GET", f"/api/models/{REPO}", Hub.info),
     ("GET", f"/api/models/{REPO}/revision/{REV}", Hub.info),
     ("GET", f"/api/models/{REPO}/tree/{REV}", Hub.tree),
+    ("GET", f"/api/models/{REPO}/tree/{REV}/(?P<inside>.+)", Hub.tree),
     ("POST", f"/api/models/{REPO}/preupload/{REV}", Hub.preupload),
     ("POST", f"/api/models/{REPO}/commit/{REV}", Hub.commit),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", Hub.batch),

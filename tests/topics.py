@@ -44,8 +44,6 @@ class Choosy(Topics):
 class Tones(Topics):
     """It hears a tone of 500 Hz as the first topic, of 1,000 Hz as the second, and so on."""
 
-    device, fast_towers = torch.device("cpu"), ()
-
     def encode_text(self, texts):
         return super().encode_text([text.replace("!", ".").replace("?", ".") for text in texts])
 

@@ -53,6 +53,7 @@ class Place:
         self.folder = Path(root) / entry.name
         self.coming = Path(root) / ".fetch" / entry.name
         self.list = self.coming / "fetched.json"
+        self.command = f"python -m shards.fetch {entry.name} --root {root}"
 
     def fetched(self) -> dict:
         """{name of a file: its checksum, where it lies} of all that came."""
@@ -188,7 +189,7 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         if file.checksum not in ("", found) and not accept:
             raise DataError(
                 f"{own} has the checksum {found} where {file.checksum} was published; delete it "
-                "to fetch it, or --accept to use it as it is"
+                f"to fetch it; {place.command} --accept uses it as it is"
             )
         return own, found
     path, seen = place.coming / file.name, set()
@@ -203,7 +204,7 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         if found in seen:
             raise DataError(
                 f"it has changed where it is published: its checksum is {found}, and was "
-                f"{file.checksum}; --accept takes the one of today"
+                f"{file.checksum}; {place.command} --accept takes the one of today"
             )
         if len(seen) == 2:
             raise DataError("it came damaged three times, never alike: is there a proxy between?")
@@ -223,7 +224,8 @@ def unpack_into(place: Place, file: File, paths: list[Path], accept: bool) -> Pa
         if found < file.count and not accept:
             raise DataError(
                 f"it holds {found:,} files like {file.pattern} where {file.count:,} were "
-                f"published; --accept takes them as they are; delete {paths[-1]} to get it anew"
+                f"published; {place.command} --accept takes them as they are; delete {paths[-1]} "
+                "to get it anew"
             )
         first = move_all(part, place.folder)
         if first is None:
