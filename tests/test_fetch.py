@@ -1031,6 +1031,7 @@ def test_a_folder_of_the_hub_comes_whole(hub, own, datasets, root):
     fetch(["things"], root)
     wanted = {path: data for path, data in datasets.items() if path.startswith("Chat/")}
     assert things(root) == wanted and left(root) == set()
+    assert not any("Foundation" in path for _, path in hub.requests)
     asked = len(hub.requests)
     fetch(["things"], root)
     assert len(hub.requests) == asked
