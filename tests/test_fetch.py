@@ -282,7 +282,7 @@ def test_a_file_comes_once(own, places, root):
 def test_only_the_parts_that_are_wanted_come(own, places, root):
     lines = [places.put(f"https://example.org/{name}", name.encode()) for name in "abc"]
     own(lines[0], part="text", test=lines[1], train=lines[2])
-    fetch(["things"], root)
+    script.main(["things", "--root", str(root)])
     assert things(root) == {"a": b"a", "b": b"b"}
     script.main(["things", "--root", str(root), "--text-only"])
     assert set(things(root)) == {"a", "b"}
