@@ -282,7 +282,7 @@ def test_a_file_comes_once(own, places, root):
 def test_only_the_parts_that_are_wanted_come(own, places, root):
     lines = [places.put(f"https://example.org/{name}", name.encode()) for name in "abc"]
     own(lines[0], part="text", test=lines[1], train=lines[2])
-    fetch(["things"], root)
+    script.main(["things", "--root", str(root)])
     assert things(root) == {"a": b"a", "b": b"b"}
     script.main(["things", "--root", str(root), "--text-only"])
     assert set(things(root)) == {"a", "b"}
@@ -1031,6 +1031,7 @@ def test_a_folder_of_the_hub_comes_whole(hub, own, datasets, root):
     fetch(["things"], root)
     wanted = {path: data for path, data in datasets.items() if path.startswith("Chat/")}
     assert things(root) == wanted and left(root) == set()
+    assert not any("Foundation" in path for _, path in hub.requests)
     asked = len(hub.requests)
     fetch(["things"], root)
     assert len(hub.requests) == asked
