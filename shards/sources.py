@@ -35,7 +35,7 @@ from shards.datasets.labels import (
     vocalsound,
 )
 from shards.datasets.questions import clothoaqa, musicqa, openaqa
-from shards.fetch.catalog import catalog
+from shards.fetch.catalog import read_catalog
 from shards.files import YOUTUBE, Clips, Missing, Root, captions_of, clean, reader_of
 
 
@@ -309,7 +309,7 @@ EVERY = SOURCES | VALIDATION
 
 def page(name: str) -> Page:
     """The licence of a source, and where to get it."""
-    entry = catalog()[EVERY[name].folder]
+    entry = read_catalog()[EVERY[name].folder]
     return Page(entry.licence, entry.pages.get(name, entry.page))
 
 

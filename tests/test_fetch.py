@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import importlib
 import importlib.util
 import io
 import os
@@ -44,13 +43,10 @@ from disk import DataError, command
 from shards import audiotia, benchmarks
 from shards.benchmarks import BENCHMARKS
 from shards.datasets.labels import gtzan, tut2017
-from shards.fetch import __main__ as script, archives, fetch, missing
+from shards.fetch import __main__ as script, archives, catalog, download, fetch, missing
 from shards.files import Root
 from shards.sources import EVERY
 
-# the package has functions of these two modules' names
-catalogs = importlib.import_module("shards.fetch.catalog")
-download = importlib.import_module("shards.fetch.download")
 DATA = bytes(range(256)) * 1200  # 300 kB
 PLACE = "https://example.org/files/a.bin"
 PATH = "example.org/files/a.bin"
@@ -129,7 +125,7 @@ def unchecked(line):
 
 
 def test_every_reader_has_its_data_set_in_the_catalog():
-    known = catalogs.catalog()
+    known = catalog.read_catalog()
     folders = {part.folder for part in (*EVERY.values(), *BENCHMARKS.values())}
     assert folders - known.keys() == set()
     for entry in known.values():
@@ -142,7 +138,7 @@ def test_every_reader_has_its_data_set_in_the_catalog():
 def test_the_catalogs_checksums_are_those_of_the_table_of_downloads(shared):
     table = (shared / "data/DOWNLOADS.md").read_text()
     here = {path.name: path.stat().st_size for path in shared.glob("data/*/*")}
-    for entry in catalogs.catalog().values():
+    for entry in catalog.read_catalog().values():
         for file in entry.files:
             kind, _, value = file.checksum.partition(":")
             assert value in table, f"{entry.name}/{file.name}: {kind}"
@@ -154,7 +150,7 @@ def test_the_catalogs_checksums_are_those_of_the_table_of_downloads(shared):
 def test_the_catalogs_addresses_stand_in_the_table_of_downloads(shared):
     """Each one's record or repository, and each file's name, up to the parts that vary."""
     table = (shared / "data/DOWNLOADS.md").read_text()
-    for entry in catalogs.catalog().values():
+    for entry in catalog.read_catalog().values():
         for address in (address for file in entry.files for address in file.addresses):
             host, _, path = address.partition("://")[2].partition("?")[0].partition("/")
             parts = [part for part in path.split("/") if part not in ("records", "datasets")]
@@ -186,17 +182,17 @@ def test_a_catalog_of_ones_own_that_is_none_is_named(tmp_path, monkeypatch, cont
     path.write_text(content)
     monkeypatch.setenv("MATS_CATALOG", str(path))
     with pytest.raises(DataError, match=f"own.yaml.*{said}"):
-        catalogs.catalog()
+        catalog.read_catalog()
     path.unlink()
-    catalogs.read.cache_clear()
+    catalog.read.cache_clear()
     with pytest.raises(DataError, match=r"own.yaml cannot be read as a catalog.*MATS_CATALOG"):
-        catalogs.catalog()
+        catalog.read_catalog()
 
 
 def test_an_entry_of_ones_own_takes_the_place_of_ours(own):
-    ours = dict(catalogs.catalog())
+    ours = dict(catalog.read_catalog())
     own("https://example.org/a.csv - -")
-    known = catalogs.catalog()
+    known = catalog.read_catalog()
     assert known.keys() == ours.keys() | {"things"}
     assert known["audiocaps"].files[0].addresses[0].startswith("http://127.0.0.1")
     assert (
@@ -628,7 +624,7 @@ def test_official_layouts_fit_their_readers(places, root, monkeypatch, tmp_path)
         for genre in ("blues", "jazz")
         for i in (0, 1)
     }
-    values = yaml.safe_load(catalogs.OURS.read_text())
+    values = yaml.safe_load(catalog.OURS.read_text())
     gtzan_entry, tut_entry = values["gtzan"], values["tut2017"]
     address = "https://archive.org/download/gtzan_genre/genres.tar.gz"
     data = tarred(genres)
@@ -961,7 +957,7 @@ def test_an_unknown_name_is_told_with_the_known(root):
 
 
 def test_a_sources_name_means_its_data_set(places, root, own):
-    address = catalogs.catalog()["dcase2017t4"].files[-1]
+    address = catalog.read_catalog()["dcase2017t4"].files[-1]
     label_list = b"a\tb\n"
     places.put(address.addresses[0], label_list)
     own("https://example.org/x - -")
@@ -984,7 +980,7 @@ def test_the_list_tells_what_is_there(own, places, root, capsys):
     assert "by hand: audio: ask" in said and "https://example.org/things (CC0)" in said
     script.main(["--root", str(root)])
     said = capsys.readouterr().out
-    assert all(name in said for name in catalogs.catalog())
+    assert all(name in said for name in catalog.read_catalog())
     assert "train: dcase2017; test: dcase2017" in said
 
 

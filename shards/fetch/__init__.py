@@ -28,14 +28,14 @@ from disk import DataError, read_json, replacing, write_atomic
 from scoring.answers import go_ahead
 from shards.build import for_each
 from shards.fetch.archives import Damaged, check_tools, unpack
-from shards.fetch.catalog import Entry, File, catalog
+from shards.fetch.catalog import Entry, File, read_catalog
 from shards.fetch.download import (
     SILENCE,
     Broken,
     Refused,
     Unreachable,
     checksum_of,
-    download,
+    download_file,
     fetch_json,
     kind_of,
 )
@@ -96,7 +96,7 @@ class Missing(NamedTuple):
 
 def entries_of(names: Iterable[str]) -> list[Entry]:
     """The catalog's entries of these names. Raises DataError on an unknown one."""
-    known, names = catalog(), dict.fromkeys(names)
+    known, names = read_catalog(), dict.fromkeys(names)
     for name in names:
         if name not in known:
             raise DataError(f"there is no {name!r} to fetch; there are: {', '.join(known)}")
@@ -195,7 +195,7 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
     path, seen = place.coming / file.name, set()
     while True:
         if not path.exists():
-            download(file, path, bar)
+            download_file(file, path, bar)
         found = checksum_of(path, kind)
         if accept or file.checksum in ("", found):
             return path, found
@@ -355,6 +355,8 @@ def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
                     f"{error}. Look at {place.entry.page}; a file that you get by hand goes into "
                     f"{place.folder}"
                 ) from error
+            if bar.disable:  # no terminal
+                print(f"fetched {name}")
 
         for_each(named, work)
 

@@ -13,7 +13,7 @@ import argparse
 from disk import command
 from shards.benchmarks import BENCHMARKS
 from shards.fetch import entries_of, fetch, in_words, missing
-from shards.fetch.catalog import PARTS, Entry, File, catalog
+from shards.fetch.catalog import PARTS, Entry, File, read_catalog
 from shards.sources import EVERY
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    known = f"all, or any of: {', '.join(catalog())}; or a source or benchmark of one"
+    known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one"
     option("names", nargs="*", metavar="NAME", help=known)
     option("--root", required=True, help="the folder that holds the data sets' folders")
     option("--list", action="store_true", help="print them, and what is there")
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
     asked = [folder_of(name) for name in args.names]
-    names = list(catalog()) if asked in ([], ["all"]) else asked
+    names = list(read_catalog()) if asked in ([], ["all"]) else asked
     entries = entries_of(names)
     if args.list or not args.names:
         return overview(entries, args.root)

@@ -167,7 +167,7 @@ def read(own: str, hub: str) -> dict[str, Entry]:
     return entries
 
 
-def catalog() -> dict[str, Entry]:
+def read_catalog() -> dict[str, Entry]:
     """{name: Entry} of all data sets: ours, and those of the file that MATS_CATALOG names.
 
     An entry of that file takes the place of ours of the same name. Its `mirror` is put before every

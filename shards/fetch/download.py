@@ -168,7 +168,7 @@ def write(reply, partial: Partial, start: int, bar: tqdm) -> None:
 # --- until it is whole --------------------------------------------------------------------
 
 
-def download(file: File, path: Path, bar: tqdm) -> None:
+def download_file(file: File, path: Path, bar: tqdm) -> None:
     """Brings `file` to `path`, from the first of its addresses that has it.
 
     What a broken connection or a kill left is resumed. `bar` counts bytes. Raises DataError where
