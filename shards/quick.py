@@ -1,9 +1,9 @@
 """Real text for a first run: fetched, built into shards, embedded (config/quick.py).
 
-1. data/raw                annotations of public data sets, 31 MB (shards.fetch)
-   data/raw/descriptions   of their labels, by templates, checked by CLAP (shards.describe)
-2. data/quick/text         AudioTIA of them, without all that they are tested on (shards.audiotia)
-3. data/quick/train, val   the same with CLAP's vectors (shards.embed)
+1. data/quick/raw                annotations of public data sets, 31 MB (shards.fetch)
+2. data/quick/raw/descriptions   of their labels: templates, checked by CLAP (shards.describe)
+3. data/quick/text               AudioTIA of them, without clips of benchmarks (shards.audiotia)
+4. data/quick/train, val         the same with CLAP's vectors (shards.embed)
 
 `torchrun train.py quick` does this first. Each part is kept once it is complete: after a kill, the
 same command resumes. Delete data/quick to make it anew.
@@ -39,8 +39,7 @@ LABELS = ("esc50", "fsd50k", "vggsound")  # told by templates
 TRAIN = ("audiocaps", "clotho", "clothoaqa", "macs", "musiccaps", "song_describer", *LABELS)
 VAL = tuple(VALIDATION)
 VAL_CLIPS = 200  # captions of each
-# only to keep their clips out of training
-TESTED = ("dcase2017t4",)
+TESTED = ("dcase2017t4",)  # only to keep its clips out of training
 
 
 def build(cfg) -> None:
@@ -56,7 +55,7 @@ def build(cfg) -> None:
     device = find_device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(forecast(cfg, device))
     check_space(train.parent)
-    raw, text = train.parent.parent / "raw", train.parent / "text"
+    raw, text = train.parent / "raw", train.parent / "text"
     step(1, "annotations")
     with left_out(cfg):
         fetch(sorted({EVERY[name].folder for name in parts.values()} | {*TESTED}), raw, ["text"])
