@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from clap import load_clap
-from disk import DataError
+from disk import DataError, locked
 from distributed import find_device
 from encoders.checks import ready
 from shards.audiotia import HeldOut, label_sets, make
@@ -52,6 +52,13 @@ def build(cfg) -> None:
     parts = {train / name: name for name in TRAIN} | {val / name: name for name in VAL}
     if all((folder / "index.json").exists() for folder in parts):
         return
+    with locked(train.parent / "lock", "train.py quick"):
+        make_all(cfg, parts)
+
+
+def make_all(cfg, parts: dict[Path, str]) -> None:
+    """parts: {folder of the shards with vectors: source}."""
+    train = Path(cfg.train)
     device = find_device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(forecast(cfg, device))
     check_space(train.parent)
@@ -75,6 +82,8 @@ def build(cfg) -> None:
         if (text / name).exists():
             broken += embed(text / name, folder, clap, cfg.clap)
     report(broken)
+    if not any((folder / "index.json").exists() for folder in parts if parts[folder] in TRAIN):
+        raise DataError(f"none of {', '.join(TRAIN)} is there to train on: is there a network?")
     step(5, "training")
 
 
@@ -85,8 +94,9 @@ def left_out(cfg) -> Iterator[None]:
         yield
     except DataError as error:
         if not cfg.skip_missing:
-            lines = "; ".join(str(error).splitlines())
-            raise DataError(f"{lines}; --skip_missing trains without it") from error
+            first, *others = str(error).splitlines()
+            more = f"; and {len(others)} more" if others else ""
+            raise DataError(f"{first}{more}; --skip_missing trains without them") from error
         print(f"left out: {error}")
 
 

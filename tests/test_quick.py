@@ -24,7 +24,7 @@ from test_docs import check_pip
 from topics import TOPICS
 
 from config.quick import config
-from disk import DataError
+from disk import DataError, locked
 from mats import MATS
 from shards import quick
 
@@ -255,8 +255,17 @@ def test_without_a_data_set(skip, capsys):
         assert skip
     except DataError as error:
         assert not skip
-        assert str(error) == "macs: gone; clotho: gone, too; --skip_missing trains without it"
+        assert str(error) == "macs: gone; and 1 more; --skip_missing trains without them"
     assert ("left out: macs: gone" in capsys.readouterr().out) == skip
+
+
+def test_two_at_once(tmp_path):
+    cfg = SimpleNamespace(train=f"{tmp_path}/quick/train", val=f"{tmp_path}/quick/val")
+    refused = pytest.raises(DataError, match="another train.py quick.*wait for it")
+    with locked(tmp_path / "quick/lock", "test"), refused:
+        quick.build(cfg)
+    with locked(tmp_path / "quick/lock", "test"):  # free again
+        pass
 
 
 def test_a_disk_without_room_is_named(tmp_path, monkeypatch):

@@ -11,12 +11,10 @@ Nothing that is in ROOT/NAME already is replaced.
 """
 
 import errno
-import fcntl
 import filecmp
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +22,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from disk import DataError, read_json, replacing, write_atomic
+from disk import DataError, locked, read_json, replacing, write_atomic
 from scoring.answers import go_ahead
 from shards.build import for_each
 from shards.fetch.archives import Damaged, check_tools, unpack
@@ -291,20 +289,6 @@ def snapshot(place: Place, file: File) -> None:
 # --- all of them ----------------------------------------------------------------------------
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Raises DataError while another process fetches into this root."""
-    (root / ".fetch").mkdir(parents=True, exist_ok=True)
-    with open(root / ".fetch" / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another fetch is writing to {root}: wait for it") from None
-        except OSError:  # a network's file system without locks
-            pass
-        yield
-
-
 def fetch(
     names: Iterable[str],
     root: str | Path,
@@ -318,7 +302,7 @@ def fetch(
     A file that fails does not stop the others. Raises DataError that lists the failures.
     """
     root, names = Path(root), [entry.name for entry in entries_of(names)]
-    with locked(root):
+    with locked(root / ".fetch" / "lock", "fetch"):
         plan = complete(missing(names, root, parts))
         if not plan:
             return
