@@ -60,7 +60,9 @@ def by_hand(entry: Entry, audio: bool = True) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m shards.fetch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
     known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one"
@@ -93,5 +95,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with command("fetch.py"):
+    with command("shards.fetch"):
         main()
