@@ -5,12 +5,14 @@ import hashlib
 import importlib.util
 import io
 import os
+import random
 import re
 import resource
 import shutil
 import signal
 import threading
 import time
+import zipfile
 import zlib
 from dataclasses import replace
 from itertools import repeat
@@ -687,6 +689,44 @@ def test_a_split_zip_of_many_files_whose_list_spans_volumes(tmp_path):
     paths[1].write_bytes(paths[1].read_bytes()[:-500])
     with pytest.raises(archives.Damaged):
         archives.unpack(paths, tmp_path / "out2")
+
+
+class ZipInfoWithEnd(zipfile.ZipInfo):
+    _end_offset = None
+
+
+@pytest.mark.skipif(not shutil.which("zip"), reason="makes a split zip with Info-ZIP's zip")
+@pytest.mark.skipif(hasattr(zipfile.ZipInfo, "_end_offset"), reason="this Python compares itself")
+@pytest.mark.parametrize("options", [(), ("-fz",)])
+def test_members_of_a_split_zip_do_not_seem_to_overlap(tmp_path, monkeypatch, options):
+    """From 3.11.8 on, zipfile refuses a member that reaches beyond the start of the next one."""
+    read_list, open_member = zipfile.ZipFile._RealGetContents, zipfile.ZipFile.open
+
+    def read_list_and_ends(archive):
+        read_list(archive)
+        end = archive.start_dir
+        for member in sorted(archive.filelist, key=archives.offset_of, reverse=True):
+            member._end_offset, end = end, member.header_offset
+
+    def open_checked(archive, member, *args, **kwargs):
+        size = 30 + len(member.filename) + member.compress_size
+        if member._end_offset is not None and member.header_offset + size > member._end_offset:
+            raise zipfile.BadZipFile(f"Overlapped entries: {member.filename}")
+        return open_member(archive, member, *args, **kwargs)
+
+    monkeypatch.setattr(zipfile, "ZipInfo", ZipInfoWithEnd)
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", read_list_and_ends)
+    monkeypatch.setattr(zipfile.ZipFile, "open", open_checked)
+    draw = random.Random(0)
+    members = {f"audio/{i}.wav": draw.randbytes(draw.randrange(9000)) for i in range(40)}
+    paths = []
+    for name, data in split_zipped(members, "a", *options).items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(data)
+    assert len(paths) > 2
+    archives.unpack(paths, tmp_path / "out")
+    for name, data in members.items():
+        assert (tmp_path / "out" / name).read_bytes() == data
 
 
 @pytest.mark.parametrize("name", PACKED)
