@@ -753,6 +753,16 @@ def test_an_archive_that_is_cut_off_comes_again_once(own, places, root, name, sh
     assert things(root) == {} and left(root) == set() and len(places.requests) == 4
 
 
+def test_an_archive_of_the_published_checksum_does_not_come_again(own, places, root):
+    """One that this machine cannot unpack, as by an encryption, may have many gigabytes."""
+    own(places.put("https://example.org/a.zip", zipped(CLIPS)[:-30]))
+    said = failing(root)
+    assert "cannot be unpacked" in said and "it is kept" in said
+    assert left(root) == {"a.zip"} and len(places.requests) == 1
+    failing(root)
+    assert len(places.requests) == 1
+
+
 def test_a_zip_with_a_name_that_is_no_unicode_is_damaged(own, places, root):
     data = zipped({"audio/\u00e9.wav": b"RIFF"}).replace("\u00e9".encode(), b"\x87\x87")
     own(unchecked(places.put("https://example.org/a.zip", data)))

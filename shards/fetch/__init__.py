@@ -370,12 +370,17 @@ def bring_plain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
 
 def bring_archive(place: Place, file: File, bar: tqdm, accept: bool) -> None:
     volumes = [each for each in place.entry.files if each.volume_of == file.name]
-    brought = [bring(place, each, bar, accept) for each in (*volumes, file)]
+    files = [*volumes, file]
+    brought = [bring(place, each, bar, accept) for each in files]
     paths = [path for path, _ in brought]
     ours = [path for path in paths if path.parent == place.coming]
     try:
         first = unpack_into(place, file, paths, accept)
-    except Damaged:
+    except Damaged as damaged:
+        if all(each.checksum == checksum for each, (_, checksum) in zip(files, brought)):
+            raise DataError(
+                f"{damaged}; its checksum is the published one: it is kept"
+            ) from damaged
         for path in ours:
             path.unlink()
         raise
