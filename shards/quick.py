@@ -24,8 +24,8 @@ from encoders.checks import ready
 from shards.audiotia import HeldOut, label_sets, make
 from shards.descriptions import counts, read
 from shards.embed import embed, report
-from shards.fetch import fetch
-from shards.files import Root
+from shards.fetch import Incomplete, fetch
+from shards.files import Missing, Root
 from shards.nearest import Nearest
 from shards.sources import EVERY, VALIDATION
 from shards.templates import from_templates
@@ -89,10 +89,13 @@ def make_all(cfg, parts: dict[Path, str]) -> None:
 
 @contextmanager
 def left_out(cfg) -> Iterator[None]:
-    """Prints what a data set lacks, and goes on without it, where the run may skip_missing."""
+    """Prints what a data set lacks, and goes on without it, where the run may skip_missing.
+
+    Damaged data, shards of something else, and a second build at the same time are errors.
+    """
     try:
         yield
-    except DataError as error:
+    except (Incomplete, Missing) as error:
         if not cfg.skip_missing:
             first, *others = str(error).splitlines()
             more = f"; and {len(others)} more" if others else ""

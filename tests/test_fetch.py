@@ -466,6 +466,17 @@ def test_a_file_that_is_gone_is_told_with_its_page_and_the_others_come(own, plac
     assert len(places.asked("gone")) == 1
 
 
+def test_what_failed_differs_from_what_was_not_begun(own, places, root, monkeypatch):
+    own(places.put(PLACE, DATA))
+    places.faults[PATH] = repeat(status(404))
+    with pytest.raises(package.Incomplete, match="404"):
+        fetch(["things"], root)
+    monkeypatch.setattr(package.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(DataError, match="free") as error:
+        fetch(["things"], root)
+    assert not isinstance(error.value, package.Incomplete)
+
+
 def test_a_place_that_asks_for_patience_gets_it(own, places, root, naps):
     own(places.put(PLACE, DATA))
     places.faults[PATH] = iter([status(429, Retry_After=7), status(503), breaks(9000), status(429)])

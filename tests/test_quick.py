@@ -27,6 +27,7 @@ from config.quick import config
 from disk import DataError, locked
 from mats import MATS
 from shards import quick
+from shards.fetch import Incomplete
 
 ROOT = Path(__file__).parents[1]
 LLM = config["llm"]
@@ -251,7 +252,7 @@ def test_without_a_data_set(skip, capsys):
     cfg = SimpleNamespace(skip_missing=skip)
     try:
         with quick.left_out(cfg):
-            raise DataError("macs: gone\nclotho: gone, too")
+            raise Incomplete("macs: gone\nclotho: gone, too")
         assert skip
     except DataError as error:
         assert not skip
@@ -266,6 +267,12 @@ def test_two_at_once(tmp_path):
         quick.build(cfg)
     with locked(tmp_path / "quick/lock", "test"):  # free again
         pass
+
+
+def test_skip_missing_is_not_for_data_that_is_there():
+    cfg = SimpleNamespace(skip_missing=True)
+    with pytest.raises(DataError, match="is writing$"), quick.left_out(cfg):
+        raise DataError("another fetch is writing")
 
 
 def test_a_disk_without_room_is_named(tmp_path, monkeypatch):

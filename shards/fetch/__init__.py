@@ -43,6 +43,10 @@ ASK = 1_000_000_000  # bytes from which on `fetch` asks first
 UNPACKED = 1.5  # bytes of an archive's members for each of its own, roughly
 
 
+class Incomplete(DataError):
+    """Files that could not be fetched, a line each; the others came."""
+
+
 class Place:
     """A data set's folder under the root, and the folder for what comes."""
 
@@ -299,7 +303,8 @@ def fetch(
     """Brings all files of these parts of the data sets that are not under the root.
 
     accept: takes files whose checksum is not the published one. yes: does not ask before gigabytes.
-    A file that fails does not stop the others. Raises DataError that lists the failures.
+    A file that fails does not stop the others: Incomplete lists the failures. Raises DataError
+    where nothing can be fetched: an unknown name, no space, another process that fetches.
     """
     root, names = Path(root), [entry.name for entry in entries_of(names)]
     with locked(root / ".fetch" / "lock", "fetch"):
@@ -319,7 +324,7 @@ def fetch(
 
 
 def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
-    """Obtains all files of the plan. Raises DataError that lists those that failed."""
+    """Obtains all files of the plan. Raises Incomplete, which lists those that failed."""
     named = {f"{item.place.entry.name}/{item.file.name}": item for item in plan}
     silent = set()  # hosts that did not answer
     with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
@@ -342,7 +347,10 @@ def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
             if bar.disable:  # no terminal
                 print(f"fetched {name}")
 
-        for_each(named, work)
+        try:
+            for_each(named, work)
+        except DataError as failures:
+            raise Incomplete(str(failures)) from failures
 
 
 def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
