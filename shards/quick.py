@@ -49,7 +49,9 @@ def build(cfg) -> None:
     cannot be fetched is left out. Raises DataError, OSError.
     """
     train, val = Path(cfg.train), Path(cfg.val)
-    parts = {train / name: name for name in TRAIN} | {val / name: name for name in VAL}
+    parts = {train / name: name for name in TRAIN}
+    if cfg.val:
+        parts |= {val / name: name for name in VAL}
     if all((folder / "index.json").exists() for folder in parts):
         return
     with locked(train.parent / "lock", "train.py quick"):

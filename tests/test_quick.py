@@ -275,6 +275,25 @@ def test_skip_missing_is_not_for_data_that_is_there():
         raise DataError("another fetch is writing")
 
 
+def complete(folder: Path, names) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "index.json").touch()
+
+
+def test_what_is_complete_is_not_built(tmp_path, monkeypatch):
+    """Without validation, only the training shards are looked for."""
+    monkeypatch.setattr(quick, "forecast", lambda *_: pytest.fail("it builds"))
+    monkeypatch.chdir(tmp_path)
+    cfg = SimpleNamespace(train="data/quick/train", val="", device="cpu")
+    complete(tmp_path / cfg.train, quick.TRAIN)
+    quick.build(cfg)
+    cfg.val = "data/quick/val"
+    complete(tmp_path / cfg.val, quick.VAL[:1])
+    with pytest.raises(pytest.fail.Exception, match="it builds"):
+        quick.build(cfg)
+
+
 def test_a_disk_without_room_is_named(tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1e9)
     monkeypatch.setattr(quick.shutil, "disk_usage", lambda path: usage)
