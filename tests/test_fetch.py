@@ -477,6 +477,14 @@ def test_what_failed_differs_from_what_was_not_begun(own, places, root, monkeypa
     assert not isinstance(error.value, package.Incomplete)
 
 
+def test_an_error_of_several_lines_is_said_in_one(own, places, root):
+    """As urllib's, of a place that sends its visitors round in a circle."""
+    own(places.put(PLACE, DATA))
+    places.moved[PATH] = PATH
+    said = failing(root)
+    assert "302" in said and "infinite loop" in said and "\n" not in said
+
+
 def test_a_place_that_asks_for_patience_gets_it(own, places, root, naps):
     own(places.put(PLACE, DATA))
     places.faults[PATH] = iter([status(429, Retry_After=7), status(503), breaks(9000), status(429)])

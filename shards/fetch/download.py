@@ -43,15 +43,21 @@ def ask(address: str, headers: dict):
     try:
         return urlopen(Request(address, headers=HEADERS | headers), timeout=TIMEOUT)
     except HTTPError as error:
-        problem = f"{error.code} {error.reason}"
+        problem = in_one_line(f"{error.code} {error.reason}")
         if error.code in PASSING:
             raise Broken(problem, seconds(error.headers)) from error
         error.close()
         raise Refused(problem) from error
     except (OSError, http.client.HTTPException) as error:  # URLError, a timeout, ssl's
-        raise Broken(f"{SILENCE} ({getattr(error, 'reason', error)})", 0) from error
+        said = in_one_line(str(getattr(error, "reason", error)))
+        raise Broken(f"{SILENCE} ({said})", 0) from error
     except ValueError as error:
         raise Refused(f"no address ({error})") from error
+
+
+def in_one_line(said: str) -> str:
+    """At most 200 characters of an error's text: a place may send more, and lines of it."""
+    return " ".join(said.split())[:200]
 
 
 def fetch_json(address: str) -> dict:
