@@ -535,6 +535,12 @@ def test_a_file_without_its_length_comes(own, places, root):
     assert things(root) == {"a.bin": DATA}
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "٤", "-1", "many"])
+def test_a_length_that_is_none_is_not_believed(length):
+    assert download.length_of({"Content-Length": length}, 7) is None
+    assert download.length_of({"Content-Length": "35"}, 7) == 42
+
+
 def test_a_redirect_keeps_the_range(own, places, root):
     target = "https://uc1.dl.dropboxusercontent.com/cd/0/get/things.bin"
     short = "https://www.dropbox.com/s/abc/things.bin?dl=1"

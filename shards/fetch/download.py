@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import json
+import re
 import time
 from pathlib import Path
 from urllib.error import HTTPError
@@ -144,7 +145,7 @@ def continues(headers, start: int) -> bool:
 def length_of(headers, start: int) -> int | None:
     """Bytes of the whole file, where the reply tells."""
     length = headers.get("Content-Length", "")
-    return start + int(length) if length.isascii() and length.isdigit() else None
+    return start + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def check_type(reply, start: int) -> None:
