@@ -71,6 +71,8 @@ def make_all(cfg, parts: dict[Path, str]) -> None:
     clap = ready(load_clap(cfg.clap), cfg.clap, device)
     step(2, "descriptions of labels, by templates")
     for name in LABELS:
+        if (text / name / "index.json").exists():
+            continue  # its shards are of the descriptions as they are
         with left_out(cfg):
             describe(name, raw, clap)
     step(3, "shards")
