@@ -63,7 +63,7 @@ def from_templates(plan: Counter, path: str | Path, nearest: Callable | None = N
         have, seen = Counter(labels for labels, _ in found), {key for _, key in found}
         left = {labels: sentences(labels) for labels in plan}
         total = sum(min(n, len(TEMPLATES)) for n in (plan - have).values())
-        with tqdm(desc=path.stem, unit=" descriptions", total=total) as bar:
+        with tqdm(desc=path.stem, unit=" descriptions", total=total, disable=None) as bar:
             while drafts := next_drafts(plan - have, left, seen):
                 for start in range(0, len(drafts), BATCH):
                     batch = drafts[start : start + BATCH]

@@ -597,7 +597,7 @@ def test_zenodos_list_fills_in_sizes_and_checksums(own, places, root, capsys):
     fetch(["things"], root)
     assert things(root) == {"a b.csv": DATA, "b.csv": b"b"}
     assert len(places.asked("api")) == 1 and len(places.asked("a b")) == 2
-    assert "2 files to fetch" in (said := capsys.readouterr().out) and "unknown" not in said
+    assert "2 files, 307 kB" in (said := capsys.readouterr().out) and "unknown" not in said
     shutil.rmtree(root)
     places.faults["zenodo.org/api/records/7"] = iter([status(503)])
     fetch(["things"], root)
@@ -836,16 +836,73 @@ def test_the_users_own_files_stay(own, places, root):
     mine.write_bytes(CLIPS[clip][::-1])  # as many bytes,
     os.utime(mine, (0, 0))  # and as old as the archive's
     said = failing(root)
-    assert str(mine) in said and "a.bin" not in said
+    assert str(mine) in said and "a.bin has the checksum md5:" in said and "--accept" in said
     assert things(root) == {"a.bin": b"mine", clip: CLIPS[clip][::-1]}
     assert not places.asked("a.bin")
     mine.write_bytes(CLIPS[clip])
     before = mine.stat()
-    fetch(["things"], root)
+    fetch(["things"], root, accept=True)
+    fetch(["things"], root)  # what was accepted once stays
     assert things(root) == CLIPS | {"a.bin": b"mine"}
     after = mine.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert len(places.requests) == 1
+
+
+def test_a_file_by_hand_that_is_the_published_one_is_not_fetched(own, places, root):
+    own(places.put(PLACE, DATA))
+    (root / "things").mkdir(parents=True)
+    (root / "things/a.bin").write_bytes(DATA)
+    fetch(["things"], root)
+    assert not places.requests
+
+
+def test_clips_that_were_deleted_come_again(own, places, root):
+    own(archive_at(places, "a.zip", zipped(CLIPS)))
+    fetch(["things"], root)
+    fetch(["things"], root)
+    assert len(places.requests) == 1
+    clips = sorted((root / "things").rglob("*.wav"))
+    clips[-1].unlink()
+    fetch(["things"], root)
+    assert things(root) == CLIPS and len(places.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_no_folder_in_the_place_of_the_folder(kind, own, places, root):
+    own(places.put(PLACE, DATA))
+    root.mkdir()
+    if kind == "file":
+        (root / "things").write_text("mine")
+    else:
+        (root / "things").symlink_to(root / "nowhere")
+    assert "things is no folder: move it away" in failing(root)
+    assert not places.requests
+
+
+def test_a_damaged_list_of_what_came_is_named(own, places, root):
+    own(places.put(PLACE, DATA))
+    fetch(["things"], root)
+    path = root / ".fetch/things/fetched.json"
+    path.write_text("{")
+    assert "fetched.json" in failing(root) and "delete it" in failing(root)
+    path.unlink()
+    fetch(["things"], root)
+    assert len(places.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "problem"),
+    [({"hand": "ask them"}, "hand is no list"), ({"mirror": "127.0.0.1:80"}, "no address like")],
+)
+def test_a_catalog_of_ones_own_with_a_mistake(others, problem, own, places, root):
+    own(places.put(PLACE, DATA), **others)
+    assert problem in failing(root)
+
+
+def test_sizes_are_whole_numbers(own, root):
+    own(f"{PLACE} -5 -")
+    assert "'-5' is no number of bytes" in failing(root)
 
 
 def test_an_archive_that_the_user_placed_is_used_and_kept(own, places, root):
@@ -1017,7 +1074,7 @@ def test_below_a_gigabyte_it_does_not_ask(own, places, root, monkeypatch, capsys
     script.main(["things", "--root", str(root)])
     said = capsys.readouterr().out
     assert "by hand: audio: crawl it" in said and "by hand: the rest" in said
-    assert "1 files to fetch" in said and "307 kB" in said
+    assert f"to fetch into {root}: 1 file, 307 kB" in said
     script.main(["things", "--root", str(root), "--text-only"])
     said = capsys.readouterr().out
     assert "crawl it" not in said and "write a letter" in said

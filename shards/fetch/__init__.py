@@ -12,6 +12,7 @@ Nothing that is in ROOT/NAME already is replaced.
 
 import errno
 import filecmp
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -58,12 +59,19 @@ class Place:
         self.command = f"python -m shards.fetch {entry.name} --root {root}"
 
     def fetched(self) -> dict:
-        """{name of a file: its checksum, where it lies} of all that came."""
-        return read_json(self.list) if self.list.exists() else {}
+        """{name of a file: its checksum, where it lies, ...} of all that came. Raises DataError."""
+        try:
+            return read_json(self.list) if self.list.exists() else {}
+        except DataError as error:
+            raise DataError(f"{error}; delete it, and {self.folder} is looked at anew") from error
 
     def note(self, file: File, checksum: str, first: Path) -> None:
         known = self.fetched() | {
-            file.name: {"checksum": checksum, "first": str(first.relative_to(self.folder))}
+            file.name: {
+                "checksum": checksum,
+                "first": str(first.relative_to(self.folder)),
+                "count": count_like(self.folder, file.pattern) if file.pattern else 0,
+            }
         }
         self.coming.mkdir(parents=True, exist_ok=True)
         write_atomic(self.list, encode_json(known).encode())
@@ -75,10 +83,14 @@ class Place:
             return self.has(archive)
         known = self.fetched().get(file.name)
         if known:
-            return (self.folder / known["first"]).exists()
-        if file.is_folder or not file.is_archive:
-            return not file.is_folder and (self.folder / file.name).exists()
-        return bool(file.pattern) and count_like(self.folder, file.pattern) >= file.count
+            complete = not file.pattern or count_like(self.folder, file.pattern) >= known["count"]
+            return complete and (self.folder / known["first"]).exists()
+        if file.is_folder:
+            return False
+        if file.is_archive:
+            return bool(file.pattern) and count_like(self.folder, file.pattern) >= file.count
+        own = self.folder / file.name
+        return own.is_file() and file.checksum in ("", checksum_of(own, kind_of(file.checksum)))
 
 
 def count_like(folder: Path, pattern: str) -> int:
@@ -144,10 +156,21 @@ def published(address: str) -> dict[str, tuple[int, str]] | None:
         return {}  # a download says what is wrong with the place
 
 
+def check_folders(plan: list[Missing]) -> None:
+    """Raises DataError where a file, or a link to nothing, stands in a folder's place."""
+    for place, _ in plan:
+        if os.path.lexists(place.folder) and not place.folder.is_dir():
+            raise DataError(f"{place.folder} is no folder: move it away")
+
+
 def size_of(plan: list[Missing]) -> tuple[int, int]:
     """(bytes of the files whose size is known, number of the others)."""
     sizes = [file.size for _, file in plan]
     return sum(filter(None, sizes)), sizes.count(None)
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def in_words(size: float) -> str:
@@ -309,6 +332,7 @@ def fetch(
     root, names = Path(root), [entry.name for entry in entries_of(names)]
     with locked(root / ".fetch" / "lock", "fetch"):
         plan = complete(missing(names, root, parts))
+        check_folders(plan)
         if not plan:
             return
         for _, file in plan:
@@ -316,11 +340,17 @@ def fetch(
         check_space(plan, root)
         total, unknown = size_of(plan)
         more = f", and {unknown} of unknown size" if unknown else ""
-        print(f"{len(plan)} files to fetch into {root}: {in_words(total)}{more}")
+        print(f"to fetch into {root}: {counted(len(plan), 'file')}, {in_words(total)}{more}")
         large = any(file.size is None and (file.is_archive or file.is_folder) for _, file in plan)
         if (total >= ASK or large) and (refused := go_ahead(yes)):
             raise DataError(refused)
         fetch_all(plan, total, accept)
+
+
+def page_of(file: File, entry: Entry) -> str:
+    """Where to look for a file: its record on Zenodo, else the data set's page."""
+    record, _, name = file.addresses[0].partition("/files/")
+    return record if name and "/records/" in record else entry.page
 
 
 def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
@@ -341,8 +371,8 @@ def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
                 if isinstance(error, Unreachable):
                     silent.update(hosts)
                 raise DataError(
-                    f"{error}. Look at {place.entry.page}; a file that you get by hand goes into "
-                    f"{place.folder}"
+                    f"{error}. Look at {page_of(file, place.entry)}; a file that you get by hand "
+                    f"goes into {place.folder}"
                 ) from error
             if bar.disable:  # no terminal
                 print(f"fetched {name}")

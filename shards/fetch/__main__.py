@@ -78,8 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
+    if not args.root:
+        parser.error("--root names no folder")
     asked = [folder_of(name) for name in args.names]
-    names = list(read_catalog()) if asked in ([], ["all"]) else asked
+    names = list(read_catalog()) if not asked or "all" in asked else asked
     entries = entries_of(names)
     if args.list or not args.names:
         return overview(entries, args.root)
@@ -90,7 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         for entry in entries:
             if steps := by_hand(entry, audio=not args.text_only):
                 print(entry.name, *steps, sep="\n")
-    print(f"all that can be fetched of {', '.join(names)} is in {args.root}")
+    there = [entry.name for entry in entries if entry.files]
+    if there:
+        print(f"all that can be fetched of {', '.join(there)} is in {args.root}")
     return None
 
 

@@ -204,7 +204,10 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         work(paths, folder)
     except FAULTS as error:
-        raise Damaged(f"{paths[-1]} cannot be unpacked ({error}): cut off or damaged") from error
+        raise Damaged(
+            f"{paths[-1]} cannot be unpacked ({error}): cut off or damaged; without it, it is "
+            "fetched"
+        ) from error
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):
             raise

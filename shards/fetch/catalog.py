@@ -94,6 +94,8 @@ def file_of(part: str, line: str, places: Places) -> File:
     short, size, checksum, *held = line.split()
     if checksum != "-" and not CHECKSUM.fullmatch(checksum):
         raise ValueError(f"{checksum!r} is no checksum")
+    if not re.fullmatch(r"-|[0-9]+", size):
+        raise ValueError(f"{size!r} is no number of bytes")
     pattern, count = held or ("", 0)
     return File(
         part=part,
@@ -123,6 +125,8 @@ def entry_of(name: str, values: dict, places: Places) -> Entry:
         raise ValueError(f"unknown field {min(unknown)!r}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError("its name is a folder's")
+    if not isinstance(values.get("hand", []), list):
+        raise ValueError("hand is no list of steps")
     files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places))
     named = Counter(file.name for file in files)
     if named and max(named.values()) > 1:
@@ -157,6 +161,8 @@ def read(own: str, hub: str) -> dict[str, Entry]:
     ours = load(OURS)
     theirs = load(Path(own)) if own else {}
     places = Places(hub.rstrip("/"), str(theirs.pop("mirror", "")).rstrip("/"))
+    if not re.match(r"https?://|$", places.mirror):
+        raise DataError(f"{own}: mirror is {places.mirror!r}, and no address like http://HOST")
     entries = {}
     for name, values in (ours | theirs).items():
         try:

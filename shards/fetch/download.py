@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from urllib.error import HTTPError
@@ -213,6 +214,8 @@ def persist(address: str, partial: Partial, bar: tqdm) -> None:
                 raise Refused(f"{problem}, {TRIES} times in a row") from broken
             wait = max(PAUSE * 2 ** (tries - 1), wanted)
             bar.set_postfix_str(f"{problem}; again in {wait:.0f} s")
+            if bar.disable:  # no terminal
+                print(f"{address}: {problem}; again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
             bar.set_postfix_str("")
 
