@@ -62,25 +62,22 @@ def make_all(cfg, parts: dict[Path, str]) -> None:
     """parts: {folder of the shards with vectors: source}."""
     train = Path(cfg.train)
     device = find_device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(forecast(cfg, device))
-    check_space(train.parent)
     raw, text = train.parent / "raw", train.parent / "text"
+    if not text.exists():
+        print(forecast(cfg, device))
+        check_space(train.parent)
     step(1, "annotations")
     with left_out(cfg):
         fetch(sorted({EVERY[name].folder for name in parts.values()} | {*TESTED}), raw, ["text"])
     clap = ready(load_clap(cfg.clap), cfg.clap, device)
-    step(2, "descriptions of labels, by templates")
-    for name in LABELS:
-        if (text / name / "index.json").exists():
-            continue  # its shards are of the descriptions as they are
-        with left_out(cfg):
-            describe(name, raw, clap)
-    step(3, "shards")
+    step(2, "shards, with labels told by templates")
     held = HeldOut(Root(raw))
     for name in parts.values():
         with left_out(cfg):
+            if name in LABELS and not (text / name / "index.json").exists():
+                describe(name, raw, clap)
             make(name, str(raw), str(text), held=held, limit=VAL_CLIPS if name in VAL else None)
-    step(4, "vectors")
+    step(3, "vectors")
     broken = []
     for folder, name in parts.items():
         if (text / name).exists():
@@ -88,7 +85,7 @@ def make_all(cfg, parts: dict[Path, str]) -> None:
     report(broken)
     if not any((folder / "index.json").exists() for folder in parts if parts[folder] in TRAIN):
         raise DataError(f"none of {', '.join(TRAIN)} is there to train on: is there a network?")
-    step(5, "training")
+    step(4, "training")
 
 
 @contextmanager
@@ -115,7 +112,7 @@ def describe(name: str, raw: Path, clap) -> None:
 
 
 def step(number: int, what: str) -> None:
-    print(f"quick: {number} of 5, {what}")
+    print(f"quick: {number} of 4, {what}")
 
 
 def forecast(cfg, device: torch.device) -> str:

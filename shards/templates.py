@@ -76,6 +76,7 @@ def from_templates(plan: Counter, path: str | Path, nearest: Callable | None = N
                     report.dropped.update(filter(None, reasons))
                     bar.update(len(new))
                     bar.set_postfix_str(counts(report.dropped))
+            bar.total = bar.n  # the check may have left nothing more to write
     report.missing = plan - have
     for labels in report.missing:
         if not have[labels]:

@@ -91,6 +91,8 @@ def address_of(short: str, places: Places) -> str:
 
 def file_of(part: str, line: str, places: Places) -> File:
     """The file of a line of the catalog. Raises ValueError where it is none."""
+    if len(line.split()) not in (3, 5):
+        raise ValueError(f"{line!r}: not an address, bytes, a checksum, and a pattern with a count")
     short, size, checksum, *held = line.split()
     if checksum != "-" and not CHECKSUM.fullmatch(checksum):
         raise ValueError(f"{checksum!r} is no checksum")
@@ -120,6 +122,8 @@ def files_of(part: str, lines: str, places: Places) -> list[File]:
 
 def entry_of(name: str, values: dict, places: Places) -> Entry:
     """Raises ValueError, TypeError, KeyError or AttributeError where the values are no entry."""
+    if not isinstance(values, dict) or not {"page", "licence"} <= values.keys():
+        raise ValueError("it lacks a page or a licence")
     unknown = values.keys() - {*PARTS, "page", "licence", "hand", "pages"}
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
