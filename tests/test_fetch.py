@@ -466,6 +466,17 @@ def test_a_file_that_is_gone_is_told_with_its_page_and_the_others_come(own, plac
     assert len(places.asked("gone")) == 1
 
 
+def test_starting_anew_is_no_progress(own, places, root):
+    """A place that sends another part than the rest, again and again, is given up."""
+    own(places.put(PLACE, DATA))
+
+    def other_part(reply, _):
+        return replace(reply, headers={**reply.headers, "Content-Range": "bytes 0-9/10"})
+
+    places.faults[PATH] = iter([breaks(100_000), other_part] * 30)
+    assert "in a row" in failing(root) and len(places.requests) < 12
+
+
 def test_what_failed_differs_from_what_was_not_begun(own, places, root, monkeypatch):
     own(places.put(PLACE, DATA))
     places.faults[PATH] = repeat(status(404))
@@ -483,6 +494,119 @@ def test_an_error_of_several_lines_is_said_in_one(own, places, root):
     places.moved[PATH] = PATH
     said = failing(root)
     assert "302" in said and "infinite loop" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "sent, asked",
+    [
+        ({"ETag": '"a"', "Last-Modified": "Monday"}, '"a"'),
+        ({"ETag": 'W/"a"', "Last-Modified": "Monday"}, "Monday"),
+        ({"Last-Modified": "Monday"}, "Monday"),
+        ({"ETag": 'W/"a"'}, None),
+    ],
+)
+def test_what_tells_a_version_from_the_next(tmp_path, sent, asked):
+    """A strong ETag, else a date; with neither nothing is resumed, but with a checksum all is."""
+    partial = download.Partial(tmp_path / "a.bin", checked=False)
+    partial.note(PLACE, sent)
+    assert partial.headers(PLACE) == {}  # nothing has come
+    partial.path.write_bytes(b"12345")
+    rest = {"Range": "bytes=5-"}
+    assert partial.headers(PLACE) == (rest | {"If-Range": asked} if asked else {})
+    assert partial.headers("https://mirror.example.org/a.bin") == {}
+    partial.checked = True
+    assert partial.headers("https://mirror.example.org/a.bin") == rest
+
+
+def test_a_kill_before_the_first_byte_of_another_version(own, places, root, monkeypatch):
+    """The old version's bytes are gone before the new one's tag is noted."""
+    own(unchecked(places.put(PLACE, DATA)))
+    places.faults[PATH] = iter([breaks(100_000)] + [status(503)] * 9)
+    failing(root)
+    places.put(PLACE, DATA[::-1])
+    places.faults.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "write", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            fetch(["things"], root)
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA[::-1]}
+
+
+def test_a_shorter_version_is_not_taken_for_the_rest(own, places, root):
+    """A place without If-Range; without a checksum only its total tells that the file changed."""
+    own(unchecked(places.put(PLACE, DATA)))
+    places.faults[PATH] = iter([breaks(100_000)] + [status(503)] * 9)
+    failing(root)
+    places.put(PLACE, DATA[:50_000])
+    places.faults[PATH] = iter([status(416, Content_Range="bytes */50000")])
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA[:50_000]}
+
+
+def test_a_mirrors_part_is_asked_for_by_the_mirrors_tag(own, places, root):
+    mirror = "https://mirror.example.org/a.bin"
+    places.put(mirror, DATA)
+    own(places.put(PLACE, DATA), f"or {mirror}")
+    places.faults[PATH] = iter([breaks(100_000), *[status(503)] * download.TRIES])
+    places.faults["mirror.example.org/a.bin"] = iter([breaks(50_000)])
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA}
+    assert [each.headers.get("If-Range") for each in places.asked("mirror")][0] is None
+    assert '"' in places.asked("mirror")[1].headers["If-Range"]
+
+
+def test_nothing_is_asked_for_in_a_compressed_form(own, places, root):
+    own(places.put(PLACE, DATA))
+    fetch(["things"], root)
+    assert places.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_the_bar_ends_with_the_files_size(places, tmp_path):
+    """Also where a place sends all again."""
+    places.put(PLACE, DATA)
+    places.faults[PATH] = iter([breaks(100_000), whole])
+    file = catalog.File("text", (f"{places.url}/{PATH}",), len(DATA), "")
+    bar = download.tqdm(total=len(DATA), file=io.StringIO())
+    download.download_file(file, tmp_path / "a.bin", bar)
+    assert (tmp_path / "a.bin").read_bytes() == DATA and bar.n == bar.total == len(DATA)
+
+
+def test_a_mirror_that_is_silent_is_no_reason_to_give_up_the_host(places, tmp_path):
+    """Its first place answers, without the file."""
+    places.put("https://example.org/other", DATA)
+    addresses = (f"{places.url}/{PATH}", "http://127.0.0.1:1/a.bin")
+    file = catalog.File("text", addresses, None, "")
+    with pytest.raises(DataError, match="404.*no connection") as error:
+        download.download_file(file, tmp_path / "a.bin", download.tqdm(disable=True))
+    assert not isinstance(error.value, download.Unreachable)
+
+
+def test_a_file_that_is_always_damaged_ends(own, places, root):
+    """Each time in another way."""
+    own(places.put(PLACE, DATA))
+
+    def spoil(i):
+        return lambda reply, data: replace(reply, body=data[:i] + b"!" + data[i + 1 :])
+
+    places.faults[PATH] = (spoil(i) for i in range(1, 99))
+    assert "damaged three times" in failing(root) and len(places.requests) == 3
+
+
+def test_the_catalogs_size_and_checksum_stand_before_zenodos(places, root, own):
+    places.put("https://zenodo.org/records/7/files/a.bin", DATA)
+    own(f"zenodo:7/a.bin 5 {'-'}", f"zenodo:7/b.bin - md5:{'0' * 32}")
+    places.put("https://zenodo.org/records/7/files/b.bin", b"b")
+    plan = package.complete(missing(["things"], root, ["test"]))
+    md5 = hashlib.md5(DATA).hexdigest()
+    found = [(file.size, file.checksum) for _, file in plan]
+    assert found == [(5, f"md5:{md5}"), (1, f"md5:{'0' * 32}")]
+
+
+@pytest.mark.parametrize("listed", [[], [{}], [None], [{"key": "a", "size": "?", "checksum": ""}]])
+def test_a_list_of_zenodo_in_another_form_tells_nothing(monkeypatch, listed):
+    monkeypatch.setattr(package, "fetch_json", lambda _: {"files": listed})
+    assert package.published("https://zenodo.org/api/records/7") == {}
 
 
 def test_a_place_that_asks_for_patience_gets_it(own, places, root, naps):
@@ -1007,8 +1131,13 @@ def test_space_is_looked_for_first(own, places, root, monkeypatch):
         monkeypatch.setattr(package.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
     data = zipped(CLIPS)
-    own(places.put(PLACE, DATA), archive_at(places, "a.zip", data))
-    need = len(DATA) + 2.5 * len(data)
+    small = zipped({"small.wav": b"RIFF"})  # unpacked before the other comes, or after it
+    own(
+        places.put(PLACE, DATA),
+        archive_at(places, "a.zip", data),
+        archive_at(places, "b.zip", small, "small.wav 1"),
+    )
+    need = len(DATA) + 2.5 * len(data) + 1.5 * len(small)
     disk(need - 1)
     said = failing(root)
     assert "make room" in said and str(root) in said and places.requests == []
@@ -1017,7 +1146,7 @@ def test_space_is_looked_for_first(own, places, root, monkeypatch):
     part.write_bytes(DATA[:1000])
     disk(need - 1000)
     fetch(["things"], root)
-    assert things(root) == CLIPS | {"a.bin": DATA}
+    assert things(root) == CLIPS | {"a.bin": DATA, "small.wav": b"RIFF"}
 
 
 def test_two_fetches_at_once_are_one_too_many(own, places, root):
