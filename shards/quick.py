@@ -35,7 +35,7 @@ DISK = 2e9  # bytes of all that, and of the shards
 TEXTS, TEXT = 100_000, 2.4e9  # texts to embed, and FLOP of one: GPT-2's size, 13 tokens
 SAMPLE = 22e9  # FLOP of a training sample with SmolLM2-135M, padded: MATS.flops(40, 14)
 SHARE = 0.7  # of the rate of large matrix products that both reach, roughly
-LABELS = ("esc50", "fsd50k", "vggsound")  # told by templates
+LABELS = ("esc50", "fsd50k", "vggsound")  # described by templates
 TRAIN = ("audiocaps", "clotho", "clothoaqa", "macs", "musiccaps", "song_describer", *LABELS)
 VAL = tuple(VALIDATION)
 VAL_CLIPS = 200  # captions of each
@@ -70,7 +70,7 @@ def make_all(cfg, parts: dict[Path, str]) -> None:
     with left_out(cfg):
         fetch(sorted({EVERY[name].folder for name in parts.values()} | {*TESTED}), raw, ["text"])
     clap = ready(load_clap(cfg.clap), cfg.clap, device)
-    step(2, "shards, with labels told by templates")
+    step(2, "shards, with labels described by templates")
     held = HeldOut(Root(raw))
     for name in parts.values():
         with left_out(cfg):

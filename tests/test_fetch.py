@@ -1024,6 +1024,29 @@ def test_a_catalog_of_ones_own_with_a_mistake(others, problem, own, places, root
     assert problem in failing(root)
 
 
+def test_a_changed_file_is_kept_for_accept(own, places, root):
+    own(places.put(PLACE, DATA))
+    places.files[PATH] = DATA[::-1]
+    assert "it has changed where it is published" in failing(root)
+    asked = len(places.requests)
+    fetch(["things"], root, accept=True)
+    assert things(root) == {"a.bin": DATA[::-1]} and len(places.requests) == asked
+
+
+def test_what_a_kill_left_of_an_unpacked_archive_goes(own, places, root):
+    own(archive_at(places, "a.zip", zipped(CLIPS)))
+    fetch(["things"], root)
+    (root / ".fetch/things/a.zip").write_bytes(b"gigabytes")
+    fetch(["things"], root)
+    assert not left(root) and len(places.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["a/../../x", "../x", ".x", ""])
+def test_an_entrys_name_is_a_folders(name):
+    with pytest.raises(ValueError, match="a folder's"):
+        catalog.entry_of(name, {"page": "", "licence": ""}, catalog.Hosts("", ""))
+
+
 def test_sizes_are_whole_numbers(own, root):
     own(f"{PLACE} -5 -")
     assert "'-5' is no number of bytes" in failing(root)

@@ -129,16 +129,16 @@ def missing(names: Iterable[str], root: str | Path, parts: Iterable[str]) -> lis
 
 def complete(plan: list[Missing]) -> list[Missing]:
     """The plan with the sizes and checksums that Zenodo tells, where the catalog has none."""
-    records, found, silent = {}, [], set()
+    records, found, unreachable = {}, [], set()
     for place, file in plan:
         base, _, rest = file.addresses[0].partition("/records/")
         record, _, path = rest.partition("/files/")
         if path and not (file.size and file.checksum):
             address = f"{base}/api/records/{record}"
-            if address not in records and base not in silent:
+            if address not in records and base not in unreachable:
                 records[address] = published(address)
                 if records[address] is None:
-                    silent.add(base)
+                    unreachable.add(base)
             size, checksum = (records.get(address) or {}).get(file.name, (None, ""))
             file = replace(file, size=file.size or size, checksum=file.checksum or checksum)
         found.append(Missing(place, file))
@@ -161,6 +161,22 @@ def check_folders(plan: list[Missing]) -> None:
     for place, _ in plan:
         if os.path.lexists(place.folder) and not place.folder.is_dir():
             raise DataError(f"{place.folder} is no folder: move it away")
+
+
+def clear_leftovers(names: list[str], root: Path) -> None:
+    """Removes archives that a kill left behind after they were unpacked."""
+    for entry in entries_of(names):
+        place = Place(root, entry)
+        for file in entry.files:
+            rest = place.coming / file.name
+            if file.is_archive and rest.exists() and place.has(file):
+                for volume in (file, *volumes_of(place, file)):
+                    (place.coming / volume.name).unlink(missing_ok=True)
+
+
+def volumes_of(place: Place, archive: File) -> list[File]:
+    """The archive's other volumes, in order; none of an archive of one file."""
+    return [each for each in place.entry.files if each.volume_of == archive.name]
 
 
 def size_of(plan: list[Missing]) -> tuple[int, int]:
@@ -224,9 +240,7 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         found = checksum_of(path, kind)
         if accept or file.checksum in ("", found):
             return path, found
-        bar.update(-path.stat().st_size)
-        path.unlink()
-        if found in seen:
+        if found in seen:  # the file stays for --accept
             raise DataError(
                 f"it has changed where it is published: its checksum is {found}, and was "
                 f"{file.checksum}; {place.command} --accept takes the one of today"
@@ -234,6 +248,8 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         if len(seen) == 2:
             raise DataError("it came damaged three times, never alike: is there a proxy between?")
         seen.add(found)
+        bar.update(-path.stat().st_size)
+        path.unlink()
 
 
 def unpack_into(place: Place, file: File, paths: list[Path], accept: bool) -> Path:
@@ -333,6 +349,7 @@ def fetch(
     with locked(root / ".fetch" / "lock", "fetch"):
         plan = complete(missing(names, root, parts))
         check_folders(plan)
+        clear_leftovers(names, root)
         if not plan:
             return
         for _, file in plan:
@@ -356,20 +373,20 @@ def page_of(file: File, entry: Entry) -> str:
 def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
     """Obtains all files of the plan. Raises Incomplete, which lists those that failed."""
     named = {f"{item.place.entry.name}/{item.file.name}": item for item in plan}
-    silent = set()  # hosts that did not answer
+    unreachable = set()  # hosts
     with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
 
         def work(name):
             place, file = named[name]
             hosts = {urlsplit(address).netloc for address in file.addresses}
-            if hosts <= silent:
+            if hosts <= unreachable:
                 raise DataError(f"{', '.join(hosts)} does not answer: is there a network?")
             bar.set_description(f"fetching {name}")
             try:
                 obtain(place, file, bar, accept)
             except DataError as error:
                 if isinstance(error, Unreachable):
-                    silent.update(hosts)
+                    unreachable.update(hosts)
                 raise DataError(
                     f"{error}. Look at {page_of(file, place.entry)}; a file that you get by hand "
                     f"goes into {place.folder}"
@@ -407,8 +424,7 @@ def bring_plain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
 
 
 def bring_archive(place: Place, file: File, bar: tqdm, accept: bool) -> None:
-    volumes = [each for each in place.entry.files if each.volume_of == file.name]
-    files = [*volumes, file]
+    files = [*volumes_of(place, file), file]
     brought = [bring(place, each, bar, accept) for each in files]
     paths = [path for path, _ in brought]
     ours = [path for path in paths if path.parent == place.coming]

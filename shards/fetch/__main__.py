@@ -40,12 +40,12 @@ def overview(entries: list[Entry], root: str) -> None:
             files = [file for file in entry.files if file.part == part]
             if files:
                 there = len(files) - len(missing([entry.name], root, [part]))
-                print(f"    {part:5} {size_of(files):>12}   {there} of {len(files)} files there")
+                print(f"    {part:5} {bytes_of(files):>12}   {there} of {len(files)} files there")
         print(f"    {entry.page} ({entry.licence})")
         print(*by_hand(entry), sep="\n", end="\n" if entry.hand else "")
 
 
-def size_of(files: list[File]) -> str:
+def bytes_of(files: list[File]) -> str:
     """Their bytes in words; with a "+" where not all are known."""
     known = [file.size for file in files if file.size]
     more = "+" if len(known) < len(files) else ""

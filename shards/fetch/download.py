@@ -90,8 +90,10 @@ class Partial:
 
     def headers(self, address: str) -> dict:
         """Those that ask for the rest; none where all has to come again."""
-        known = self.origin.read_text().split("\n") if self.origin.exists() else ["", ""]
-        validator = known[1] if known[0] == address else ""
+        origin = self.origin.read_text() if self.origin.exists() else ""
+        known, _, validator = origin.partition("\n")
+        if known != address:
+            validator = ""
         if not self.size or not (validator or self.checked):
             return {}
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
@@ -159,7 +161,6 @@ def write(reply, partial: Partial, start: int, bar: tqdm) -> None:
     """Appends the reply's bytes from `start` on. Raises Broken where the connection breaks."""
     with open(partial.path, "r+b" if start else "wb") as file:
         file.seek(start)
-        file.truncate()
         while True:
             try:
                 data = reply.read(CHUNK)
