@@ -3,6 +3,7 @@
     python -m shards.fetch --root DIR                       every data set, and what DIR has of it
     python -m shards.fetch esc50 clotho --root DIR          annotations, and audio of the benchmarks
     python -m shards.fetch all --text-only --root DIR       annotations alone
+    python -m shards.fetch spice                            SPICE's jars (490 MB), tried out
 
 A stopped download resumes with the same command. Checksums are compared. Data that wants a form, an
 account or a crawl is listed with its steps.
@@ -63,19 +64,28 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one"
+    known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one; spice"
     option("names", nargs="*", metavar="NAME", help=known)
-    option("--root", required=True, help="the folder that holds the data sets' folders")
+    option("--root", help="the folder that holds the data sets' folders; not for spice")
     option("--list", action="store_true", help="print them, and what is there")
     option("--text-only", action="store_true", help="annotations alone, without audio")
     option("--train-audio", action="store_true", help="also the training clips, for MATS-Audio")
     option(
         "--accept", action="store_true", help="take files that have changed since, or lack clips"
     )
-    option("--yes", action="store_true", help="do not ask before gigabytes")
+    option("--yes", action="store_true", help="do not ask before gigabytes, and before spice")
     args = parser.parse_args(argv)
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
+    if "spice" in args.names and not args.list:
+        from shards.fetch.spice import fetch_spice  # slow to import
+
+        fetch_spice(args.accept, args.yes)
+        args.names.remove("spice")
+        if not args.names:
+            return None
+    if args.root is None:
+        parser.error("the following arguments are required: --root")
     asked = [folder_of(name) for name in args.names]
     names = list(read_catalog()) if asked in ([], ["all"]) else asked
     entries = entries_of(names)
