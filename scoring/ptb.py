@@ -97,7 +97,8 @@ def ptb_tokenize(text: str) -> list[str]:
     quirks kept: brackets stay as -lrb-, and `?!` stays. Known differences: the original looks into
     the caption on the next line to decide whether a final `B.` keeps its period (here it does). It
     makes one token of `1 1/2` and of `(555) 123-4567`, and keeps a curly ’ in ’n. It keeps a
-    combining mark, as Thai and Hindi write vowels, in its word.
+    combining mark, as Thai and Hindi write vowels, and the hyphen U+2010 in their words, and parts
+    a word at ².
     """
     text = _UNKNOWN.sub(" ", text)
     if not text.isascii():
