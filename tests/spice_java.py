@@ -80,6 +80,9 @@ def stored(given, opened, number):
         raise Failed(f"org.fusesource.lmdbjni.LMDBException: {said}")
     if not path.exists():
         return []
+    if path.read_text() == "cut off":  # it is mapped into memory
+        print("# A fatal error has been detected\n#\n#  SIGBUS (0x7) at pc=0x00007f", flush=True)
+        os.abort()
     try:
         return json.loads(path.read_text())
     except ValueError:

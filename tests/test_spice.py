@@ -274,16 +274,17 @@ def test_the_cache_can_be_moved_and_switched_off(java, tmp_path):
     assert "-cache" not in java.runs()[-1]["args"] and not (tmp_path / "user").exists()
 
 
-def test_a_damaged_cache_is_set_aside(java, capsys):
+@pytest.mark.parametrize("content", ['["a dog', "cut off"])
+def test_a_damaged_cache_is_set_aside(java, capsys, content):
     java.version("17", engine=True)
     Spice().per_item(PREDS, TARGETS)
     path = cached(java)
-    (path / "data.mdb").write_text('["a dog')
+    (path / "data.mdb").write_text(content)
     run_spice.cache_clear()
     assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
     said = capsys.readouterr().err
     assert f"a damaged cache of parses was set aside: {path}.damaged" in said
-    assert (path.with_name(f"{path.name}.damaged") / "data.mdb").read_text() == '["a dog'
+    assert (path.with_name(f"{path.name}.damaged") / "data.mdb").read_text() == content
     run_spice.cache_clear()
     assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
     assert java.runs()[-1]["parsed"] == []

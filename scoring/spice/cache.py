@@ -7,7 +7,8 @@ from pathlib import Path
 
 from scoring.spice.java import Java, user_folder
 
-DAMAGED = "MDB_"  # LMDB's errors begin so
+# Of a damaged LMDB: its errors begin so, or Java crashes, where the file was cut off.
+DAMAGED = ("MDB_", "SIGBUS", "SIGSEGV")
 PARSED: dict[Path | None, set[str]] = {}  # by cache
 
 

@@ -36,7 +36,7 @@ SLACK = 10  # how many times slower than measured a machine may be
 GROUP = 60.0  # seconds of parsing that a group is made for
 ALIKE = 1.5  # a group's longest caption may be so much longer than its shortest
 SHORT = 40  # words up to which all captions are alike
-MEMORY = ("OutOfMemoryError", "StackOverflowError")
+MEMORY = ("OutOfMemoryError", "StackOverflowError", "insufficient memory")
 
 
 class Row(NamedTuple):
@@ -146,7 +146,7 @@ def as_json(rows: Sequence[Row]) -> str:
 def kind_of(*printed: Path) -> str:
     """A Failure's kind by all that Java printed."""
     text = "".join(path.read_text("utf-8", "replace") for path in printed if path.exists())
-    if DAMAGED in text:
+    if any(word in text for word in DAMAGED):
         return "cache"
     return "memory" if any(word in text for word in MEMORY) else "other"
 
