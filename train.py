@@ -606,7 +606,7 @@ def check(run: Run, step: int) -> None:
 def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
     run = load(cfg, ranks)
     if run is None:
-        ranks.say(f"{cfg.out} is trained ({cfg.steps:,} steps); next: python eval.py")
+        ranks.say(f"{cfg.out} is trained ({cfg.steps:,} steps); {following(cfg)}")
         return
     ranks.say(summary(run))
     pending = run.validation and run.start and due(run.start, cfg.val_every, cfg)
@@ -637,7 +637,13 @@ def train(cfg: TrainConfig, ranks: Ranks, watch: Watch) -> None:
     if run.start == cfg.steps:  # killed after its last state was saved, and before its model was
         save(run, run.start)
     ranks.close()
-    ranks.say(f"trained in {cfg.out}; next: python eval.py --ckpt {cfg.out}/model")
+    ranks.say(f"trained in {cfg.out}; {following(cfg)}")
+
+
+def following(cfg: TrainConfig) -> str:
+    """The next command. The tiny world's benchmarks are eval.py's default."""
+    shards = "" if cfg.build == "shards.tiny" else " --shards BENCHMARKS (shards.benchmarks)"
+    return f"next: python eval.py --ckpt {cfg.out}/model{shards}"
 
 
 def summary(run: Run) -> str:

@@ -2,11 +2,13 @@
 
 read_json, read_tensors       what a file holds, or DataError: which file, what it seems to be
 reading                       the errors of a library that loads something, as a DataError
+locked                        one process at a time
 replacing, write_atomic, ...  all of a file or nothing: a kill or a full disk leaves the old one
 command                       around a command's main: bad data, a full disk, Ctrl-C, `| head`
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -222,6 +224,23 @@ def libraries_write() -> Iterator[None]:
         if "inline_container" in str(error):  # it does not say why
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
+
+
+@contextmanager
+def locked(path, what: str) -> Iterator[None]:
+    """Holds a lock file. Raises DataError while another process, another `what`, holds it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another {what} is writing there ({path} is locked): wait for it"
+            ) from None
+        except OSError:  # a network's file system without locks
+            pass
+        yield
 
 
 # --- a command ----------------------------------------------------------------------------------

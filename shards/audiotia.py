@@ -101,6 +101,12 @@ class HeldOut:
         except Missing as e:
             self.remarks.append(str(e))
 
+    def tell(self) -> None:
+        """Prints the remarks, once."""
+        for remark in self.remarks:
+            print(f"    note: {remark}")
+        self.remarks = []
+
     def add(self, clips: Iterable[dict]) -> int:
         """Holds these clips out; returns their number."""
         found = 0
@@ -260,8 +266,8 @@ def make(
         print(f"    not used: {note}")
     if tally.counts:
         print(f"    left out: {tally}")
-    for remark in held.remarks if held else ():
-        print(f"    note: {remark}")
+    if held:
+        held.tell()
     return index
 
 

@@ -174,8 +174,8 @@ def make(name: str, root: str, out: str, audio: bool = True, limit: int | None =
     if audio and not any(sounds.find(*row["sound"]) for row in rows):
         raise Missing(
             f"{folder} holds {len(sounds):,} audio files, and none of a clip of this benchmark, "
-            f"such as {rows[0]['sound'][0]}.wav{sounds.advice()}. "
-            "--no-audio writes the references alone"
+            f"such as {rows[0]['sound'][0]}.wav{sounds.advice()}. To get them: "
+            f"{root[benchmark.folder].advice}. --no-audio writes the references alone"
         )
     index, new = build(
         out,

@@ -1,9 +1,9 @@
 """Real text for a first run: fetched, built into shards, embedded (config/quick.py).
 
-1. data/raw                annotations of public data sets, 31 MB (shards.fetch)
-   data/raw/descriptions   of their labels, by templates, checked by CLAP (shards.describe)
-2. data/quick/text         AudioTIA of them, without all that they are tested on (shards.audiotia)
-3. data/quick/train, val   the same with CLAP's vectors (shards.embed)
+1. data/quick/raw                annotations of public data sets, 31 MB (shards.fetch)
+2. data/quick/raw/descriptions   of their labels: templates, checked by CLAP (shards.describe)
+3. data/quick/text               AudioTIA of them, without clips of benchmarks (shards.audiotia)
+4. data/quick/train, val         the same with CLAP's vectors (shards.embed)
 
 `torchrun train.py quick` does this first. Each part is kept once it is complete: after a kill, the
 same command resumes. Delete data/quick to make it anew.
@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from clap import load_clap
-from disk import DataError
+from disk import DataError, locked
 from distributed import find_device
 from encoders.checks import ready
 from shards.audiotia import HeldOut, label_sets, make
 from shards.descriptions import counts, read
 from shards.embed import embed, report
-from shards.fetch import fetch
-from shards.files import Root
+from shards.fetch import Incomplete, fetch
+from shards.files import Missing, Root
 from shards.nearest import Nearest
 from shards.sources import EVERY, VALIDATION
 from shards.templates import from_templates
@@ -35,12 +35,11 @@ DISK = 2e9  # bytes of all that, and of the shards
 TEXTS, TEXT = 100_000, 2.4e9  # texts to embed, and FLOP of one: GPT-2's size, 13 tokens
 SAMPLE = 22e9  # FLOP of a training sample with SmolLM2-135M, padded: MATS.flops(40, 14)
 SHARE = 0.7  # of the rate of large matrix products that both reach, roughly
-LABELS = ("esc50", "fsd50k", "vggsound")  # told by templates
+LABELS = ("esc50", "fsd50k", "vggsound")  # described by templates
 TRAIN = ("audiocaps", "clotho", "clothoaqa", "macs", "musiccaps", "song_describer", *LABELS)
 VAL = tuple(VALIDATION)
 VAL_CLIPS = 200  # captions of each
-# only to keep their clips out of training
-TESTED = ("dcase2017t4",)
+TESTED = ("dcase2017t4",)  # only to keep its clips out of training
 
 
 def build(cfg) -> None:
@@ -50,44 +49,58 @@ def build(cfg) -> None:
     cannot be fetched is left out. Raises DataError, OSError.
     """
     train, val = Path(cfg.train), Path(cfg.val)
-    parts = {train / name: name for name in TRAIN} | {val / name: name for name in VAL}
+    parts = {train / name: name for name in TRAIN}
+    if cfg.val:
+        parts |= {val / name: name for name in VAL}
     if all((folder / "index.json").exists() for folder in parts):
         return
+    with locked(train.parent / "lock", "train.py quick"):
+        make_all(cfg, parts)
+
+
+def make_all(cfg, parts: dict[Path, str]) -> None:
+    """parts: {folder of the shards with vectors: source}."""
+    train = Path(cfg.train)
     device = find_device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(forecast(cfg, device))
-    check_space(train.parent)
-    raw, text = train.parent.parent / "raw", train.parent / "text"
+    raw, text = train.parent / "raw", train.parent / "text"
+    if not text.exists():
+        print(forecast(cfg, device))
+        check_space(train.parent)
     step(1, "annotations")
     with left_out(cfg):
         fetch(sorted({EVERY[name].folder for name in parts.values()} | {*TESTED}), raw, ["text"])
     clap = ready(load_clap(cfg.clap), cfg.clap, device)
-    step(2, "descriptions of labels, by templates")
-    for name in LABELS:
-        with left_out(cfg):
-            describe(name, raw, clap)
-    step(3, "shards")
+    step(2, "shards, with labels described by templates")
     held = HeldOut(Root(raw))
     for name in parts.values():
         with left_out(cfg):
+            if name in LABELS and not (text / name / "index.json").exists():
+                describe(name, raw, clap)
             make(name, str(raw), str(text), held=held, limit=VAL_CLIPS if name in VAL else None)
-    step(4, "vectors")
+    step(3, "vectors")
     broken = []
     for folder, name in parts.items():
         if (text / name).exists():
             broken += embed(text / name, folder, clap, cfg.clap)
     report(broken)
-    step(5, "training")
+    if not any((folder / "index.json").exists() for folder in parts if parts[folder] in TRAIN):
+        raise DataError(f"none of {', '.join(TRAIN)} is there to train on: is there a network?")
+    step(4, "training")
 
 
 @contextmanager
 def left_out(cfg) -> Iterator[None]:
-    """Prints what a data set lacks, and goes on without it, where the run may skip_missing."""
+    """Prints what a data set lacks, and goes on without it, where the run may skip_missing.
+
+    Damaged data, shards of something else, and a second build at the same time are errors.
+    """
     try:
         yield
-    except DataError as error:
+    except (Incomplete, Missing) as error:
         if not cfg.skip_missing:
-            lines = "; ".join(str(error).splitlines())
-            raise DataError(f"{lines}; --skip_missing trains without it") from error
+            first, *others = str(error).splitlines()
+            more = f"; and {len(others)} more" if others else ""
+            raise DataError(f"{first}{more}; --skip_missing trains without them") from error
         print(f"left out: {error}")
 
 
@@ -99,7 +112,7 @@ def describe(name: str, raw: Path, clap) -> None:
 
 
 def step(number: int, what: str) -> None:
-    print(f"quick: {number} of 5, {what}")
+    print(f"quick: {number} of 4, {what}")
 
 
 def forecast(cfg, device: torch.device) -> str:

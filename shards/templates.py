@@ -63,7 +63,7 @@ def from_templates(plan: Counter, path: str | Path, nearest: Callable | None = N
         have, seen = Counter(labels for labels, _ in found), {key for _, key in found}
         left = {labels: sentences(labels) for labels in plan}
         total = sum(min(n, len(TEMPLATES)) for n in (plan - have).values())
-        with tqdm(desc=path.stem, unit=" descriptions", total=total) as bar:
+        with tqdm(desc=path.stem, unit=" descriptions", total=total, disable=None) as bar:
             while drafts := next_drafts(plan - have, left, seen):
                 for start in range(0, len(drafts), BATCH):
                     batch = drafts[start : start + BATCH]
@@ -76,6 +76,7 @@ def from_templates(plan: Counter, path: str | Path, nearest: Callable | None = N
                     report.dropped.update(filter(None, reasons))
                     bar.update(len(new))
                     bar.set_postfix_str(counts(report.dropped))
+            bar.total = bar.n  # the check may have left nothing more to write
     report.missing = plan - have
     for labels in report.missing:
         if not have[labels]:

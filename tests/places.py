@@ -268,7 +268,7 @@ TABLES = {  # folder of ../shared/data: the place of its files
     "song_describer": "zenodo:10072001",
     "esc50": "github:karolpiczak/ESC-50/master/meta",
     "vggsound": "github:hche11/VGGSound/master/data",
-    "audioset": "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv",
+    "audioset": "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv",
     "cremad": "github:CheyneyComputerScience/CREMA-D/master",
     "dcase2017t4": "github:ankitshah009/Task-4-Large-scale-weakly-supervised-sound-event-detection-"
     "for-smart-cars/master",

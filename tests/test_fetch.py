@@ -5,12 +5,14 @@ import hashlib
 import importlib.util
 import io
 import os
+import random
 import re
 import resource
 import shutil
 import signal
 import threading
 import time
+import zipfile
 import zlib
 from dataclasses import replace
 from itertools import repeat
@@ -464,6 +466,149 @@ def test_a_file_that_is_gone_is_told_with_its_page_and_the_others_come(own, plac
     assert len(places.asked("gone")) == 1
 
 
+def test_starting_anew_is_no_progress(own, places, root):
+    """A place that sends another part than the rest, again and again, is given up."""
+    own(places.put(PLACE, DATA))
+
+    def other_part(reply, _):
+        return replace(reply, headers={**reply.headers, "Content-Range": "bytes 0-9/10"})
+
+    places.faults[PATH] = iter([breaks(100_000), other_part] * 30)
+    assert "in a row" in failing(root) and len(places.requests) < 12
+
+
+def test_what_failed_differs_from_what_was_not_begun(own, places, root, monkeypatch):
+    own(places.put(PLACE, DATA))
+    places.faults[PATH] = repeat(status(404))
+    with pytest.raises(package.Incomplete, match="404"):
+        fetch(["things"], root)
+    monkeypatch.setattr(package.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(DataError, match="free") as error:
+        fetch(["things"], root)
+    assert not isinstance(error.value, package.Incomplete)
+
+
+def test_an_error_of_several_lines_is_said_in_one(own, places, root):
+    """As urllib's, of a place that sends its visitors round in a circle."""
+    own(places.put(PLACE, DATA))
+    places.moved[PATH] = PATH
+    said = failing(root)
+    assert "302" in said and "infinite loop" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "sent, asked",
+    [
+        ({"ETag": '"a"', "Last-Modified": "Monday"}, '"a"'),
+        ({"ETag": 'W/"a"', "Last-Modified": "Monday"}, "Monday"),
+        ({"Last-Modified": "Monday"}, "Monday"),
+        ({"ETag": 'W/"a"'}, None),
+    ],
+)
+def test_what_tells_a_version_from_the_next(tmp_path, sent, asked):
+    """A strong ETag, else a date; with neither nothing is resumed, but with a checksum all is."""
+    partial = download.Partial(tmp_path / "a.bin", checked=False)
+    partial.note(PLACE, sent)
+    assert partial.headers(PLACE) == {}  # nothing has come
+    partial.path.write_bytes(b"12345")
+    rest = {"Range": "bytes=5-"}
+    assert partial.headers(PLACE) == (rest | {"If-Range": asked} if asked else {})
+    assert partial.headers("https://mirror.example.org/a.bin") == {}
+    partial.checked = True
+    assert partial.headers("https://mirror.example.org/a.bin") == rest
+
+
+def test_a_kill_before_the_first_byte_of_another_version(own, places, root, monkeypatch):
+    """The old version's bytes are gone before the new one's tag is noted."""
+    own(unchecked(places.put(PLACE, DATA)))
+    places.faults[PATH] = iter([breaks(100_000)] + [status(503)] * 9)
+    failing(root)
+    places.put(PLACE, DATA[::-1])
+    places.faults.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "write", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            fetch(["things"], root)
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA[::-1]}
+
+
+def test_a_shorter_version_is_not_taken_for_the_rest(own, places, root):
+    """A place without If-Range; without a checksum only its total tells that the file changed."""
+    own(unchecked(places.put(PLACE, DATA)))
+    places.faults[PATH] = iter([breaks(100_000)] + [status(503)] * 9)
+    failing(root)
+    places.put(PLACE, DATA[:50_000])
+    places.faults[PATH] = iter([status(416, Content_Range="bytes */50000")])
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA[:50_000]}
+
+
+def test_a_mirrors_part_is_asked_for_by_the_mirrors_tag(own, places, root):
+    mirror = "https://mirror.example.org/a.bin"
+    places.put(mirror, DATA)
+    own(places.put(PLACE, DATA), f"or {mirror}")
+    places.faults[PATH] = iter([breaks(100_000), *[status(503)] * download.TRIES])
+    places.faults["mirror.example.org/a.bin"] = iter([breaks(50_000)])
+    fetch(["things"], root)
+    assert things(root) == {"a.bin": DATA}
+    assert [each.headers.get("If-Range") for each in places.asked("mirror")][0] is None
+    assert '"' in places.asked("mirror")[1].headers["If-Range"]
+
+
+def test_nothing_is_asked_for_in_a_compressed_form(own, places, root):
+    own(places.put(PLACE, DATA))
+    fetch(["things"], root)
+    assert places.requests[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_the_bar_ends_with_the_files_size(places, tmp_path):
+    """Also where a place sends all again."""
+    places.put(PLACE, DATA)
+    places.faults[PATH] = iter([breaks(100_000), whole])
+    file = catalog.File("text", (f"{places.url}/{PATH}",), len(DATA), "")
+    bar = download.tqdm(total=len(DATA), file=io.StringIO())
+    download.download_file(file, tmp_path / "a.bin", bar)
+    assert (tmp_path / "a.bin").read_bytes() == DATA and bar.n == bar.total == len(DATA)
+
+
+def test_a_mirror_that_is_silent_is_no_reason_to_give_up_the_host(places, tmp_path):
+    """Its first place answers, without the file."""
+    places.put("https://example.org/other", DATA)
+    addresses = (f"{places.url}/{PATH}", "http://127.0.0.1:1/a.bin")
+    file = catalog.File("text", addresses, None, "")
+    with pytest.raises(DataError, match="404.*no connection") as error:
+        download.download_file(file, tmp_path / "a.bin", download.tqdm(disable=True))
+    assert not isinstance(error.value, download.Unreachable)
+
+
+def test_a_file_that_is_always_damaged_ends(own, places, root):
+    """Each time in another way."""
+    own(places.put(PLACE, DATA))
+
+    def spoil(i):
+        return lambda reply, data: replace(reply, body=data[:i] + b"!" + data[i + 1 :])
+
+    places.faults[PATH] = (spoil(i) for i in range(1, 99))
+    assert "damaged three times" in failing(root) and len(places.requests) == 3
+
+
+def test_the_catalogs_size_and_checksum_stand_before_zenodos(places, root, own):
+    places.put("https://zenodo.org/records/7/files/a.bin", DATA)
+    own(f"zenodo:7/a.bin 5 {'-'}", f"zenodo:7/b.bin - md5:{'0' * 32}")
+    places.put("https://zenodo.org/records/7/files/b.bin", b"b")
+    plan = package.complete(missing(["things"], root, ["test"]))
+    md5 = hashlib.md5(DATA).hexdigest()
+    found = [(file.size, file.checksum) for _, file in plan]
+    assert found == [(5, f"md5:{md5}"), (1, f"md5:{'0' * 32}")]
+
+
+@pytest.mark.parametrize("listed", [[], [{}], [None], [{"key": "a", "size": "?", "checksum": ""}]])
+def test_a_list_of_zenodo_in_another_form_tells_nothing(monkeypatch, listed):
+    monkeypatch.setattr(package, "fetch_json", lambda _: {"files": listed})
+    assert package.published("https://zenodo.org/api/records/7") == {}
+
+
 def test_a_place_that_asks_for_patience_gets_it(own, places, root, naps):
     own(places.put(PLACE, DATA))
     places.faults[PATH] = iter([status(429, Retry_After=7), status(503), breaks(9000), status(429)])
@@ -512,6 +657,12 @@ def test_a_file_without_its_length_comes(own, places, root):
     places.faults[PATH] = iter([unmeasured])
     fetch(["things"], root)
     assert things(root) == {"a.bin": DATA}
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "٤", "-1", "many"])
+def test_a_length_that_is_none_is_not_believed(length):
+    assert download.length_of({"Content-Length": length}, 7) is None
+    assert download.length_of({"Content-Length": "35"}, 7) == 42
 
 
 def test_a_redirect_keeps_the_range(own, places, root):
@@ -570,7 +721,7 @@ def test_zenodos_list_fills_in_sizes_and_checksums(own, places, root, capsys):
     fetch(["things"], root)
     assert things(root) == {"a b.csv": DATA, "b.csv": b"b"}
     assert len(places.asked("api")) == 1 and len(places.asked("a b")) == 2
-    assert "2 files to fetch" in (said := capsys.readouterr().out) and "unknown" not in said
+    assert "2 files, 307 kB" in (said := capsys.readouterr().out) and "unknown" not in said
     shutil.rmtree(root)
     places.faults["zenodo.org/api/records/7"] = iter([status(503)])
     fetch(["things"], root)
@@ -689,6 +840,44 @@ def test_a_split_zip_of_many_files_whose_list_spans_volumes(tmp_path):
         archives.unpack(paths, tmp_path / "out2")
 
 
+class ZipInfoWithEnd(zipfile.ZipInfo):
+    _end_offset = None
+
+
+@pytest.mark.skipif(not shutil.which("zip"), reason="makes a split zip with Info-ZIP's zip")
+@pytest.mark.skipif(hasattr(zipfile.ZipInfo, "_end_offset"), reason="this Python compares itself")
+@pytest.mark.parametrize("options", [(), ("-fz",)])
+def test_members_of_a_split_zip_do_not_seem_to_overlap(tmp_path, monkeypatch, options):
+    """From 3.11.8 on, zipfile refuses a member that reaches beyond the start of the next one."""
+    read_list, open_member = zipfile.ZipFile._RealGetContents, zipfile.ZipFile.open
+
+    def read_list_and_ends(archive):
+        read_list(archive)
+        end = archive.start_dir
+        for member in sorted(archive.filelist, key=archives.offset_of, reverse=True):
+            member._end_offset, end = end, member.header_offset
+
+    def open_checked(archive, member, *args, **kwargs):
+        size = 30 + len(member.filename) + member.compress_size
+        if member._end_offset is not None and member.header_offset + size > member._end_offset:
+            raise zipfile.BadZipFile(f"Overlapped entries: {member.filename}")
+        return open_member(archive, member, *args, **kwargs)
+
+    monkeypatch.setattr(zipfile, "ZipInfo", ZipInfoWithEnd)
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", read_list_and_ends)
+    monkeypatch.setattr(zipfile.ZipFile, "open", open_checked)
+    draw = random.Random(0)
+    members = {f"audio/{i}.wav": draw.randbytes(draw.randrange(9000)) for i in range(40)}
+    paths = []
+    for name, data in split_zipped(members, "a", *options).items():
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(data)
+    assert len(paths) > 2
+    archives.unpack(paths, tmp_path / "out")
+    for name, data in members.items():
+        assert (tmp_path / "out" / name).read_bytes() == data
+
+
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_an_archive_that_is_cut_off_comes_again_once(own, places, root, name, share):
@@ -711,6 +900,16 @@ def test_an_archive_that_is_cut_off_comes_again_once(own, places, root, name, sh
     said = failing(root)
     assert "cannot be unpacked" in said and "\n" not in said
     assert things(root) == {} and left(root) == set() and len(places.requests) == 4
+
+
+def test_an_archive_of_the_published_checksum_does_not_come_again(own, places, root):
+    """One that this machine cannot unpack, as by an encryption, may have many gigabytes."""
+    own(places.put("https://example.org/a.zip", zipped(CLIPS)[:-30]))
+    said = failing(root)
+    assert "cannot be unpacked" in said and "it is kept" in said
+    assert left(root) == {"a.zip"} and len(places.requests) == 1
+    failing(root)
+    assert len(places.requests) == 1
 
 
 def test_a_zip_with_a_name_that_is_no_unicode_is_damaged(own, places, root):
@@ -761,16 +960,96 @@ def test_the_users_own_files_stay(own, places, root):
     mine.write_bytes(CLIPS[clip][::-1])  # as many bytes,
     os.utime(mine, (0, 0))  # and as old as the archive's
     said = failing(root)
-    assert str(mine) in said and "a.bin" not in said
+    assert str(mine) in said and "a.bin has the checksum md5:" in said and "--accept" in said
     assert things(root) == {"a.bin": b"mine", clip: CLIPS[clip][::-1]}
     assert not places.asked("a.bin")
     mine.write_bytes(CLIPS[clip])
     before = mine.stat()
-    fetch(["things"], root)
+    fetch(["things"], root, accept=True)
+    fetch(["things"], root)  # what was accepted once stays
     assert things(root) == CLIPS | {"a.bin": b"mine"}
     after = mine.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert len(places.requests) == 1
+
+
+def test_a_file_by_hand_that_is_the_published_one_is_not_fetched(own, places, root):
+    own(places.put(PLACE, DATA))
+    (root / "things").mkdir(parents=True)
+    (root / "things/a.bin").write_bytes(DATA)
+    fetch(["things"], root)
+    assert not places.requests
+
+
+def test_clips_that_were_deleted_come_again(own, places, root):
+    own(archive_at(places, "a.zip", zipped(CLIPS)))
+    fetch(["things"], root)
+    fetch(["things"], root)
+    assert len(places.requests) == 1
+    clips = sorted((root / "things").rglob("*.wav"))
+    clips[-1].unlink()
+    fetch(["things"], root)
+    assert things(root) == CLIPS and len(places.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_no_folder_in_the_place_of_the_folder(kind, own, places, root):
+    own(places.put(PLACE, DATA))
+    root.mkdir()
+    if kind == "file":
+        (root / "things").write_text("mine")
+    else:
+        (root / "things").symlink_to(root / "nowhere")
+    assert "things is no folder: move it away" in failing(root)
+    assert not places.requests
+
+
+def test_a_damaged_list_of_what_came_is_named(own, places, root):
+    own(places.put(PLACE, DATA))
+    fetch(["things"], root)
+    path = root / ".fetch/things/fetched.json"
+    path.write_text("{")
+    assert "fetched.json" in failing(root) and "delete it" in failing(root)
+    path.unlink()
+    fetch(["things"], root)
+    assert len(places.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("others", "problem"),
+    [({"hand": "ask them"}, "hand is no list"), ({"mirror": "127.0.0.1:80"}, "no address like")],
+)
+def test_a_catalog_of_ones_own_with_a_mistake(others, problem, own, places, root):
+    own(places.put(PLACE, DATA), **others)
+    assert problem in failing(root)
+
+
+def test_a_changed_file_is_kept_for_accept(own, places, root):
+    own(places.put(PLACE, DATA))
+    places.files[PATH] = DATA[::-1]
+    assert "it has changed where it is published" in failing(root)
+    asked = len(places.requests)
+    fetch(["things"], root, accept=True)
+    assert things(root) == {"a.bin": DATA[::-1]} and len(places.requests) == asked
+
+
+def test_what_a_kill_left_of_an_unpacked_archive_goes(own, places, root):
+    own(archive_at(places, "a.zip", zipped(CLIPS)))
+    fetch(["things"], root)
+    (root / ".fetch/things/a.zip").write_bytes(b"gigabytes")
+    fetch(["things"], root)
+    assert not left(root) and len(places.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["a/../../x", "../x", ".x", ""])
+def test_an_entrys_name_is_a_folders(name):
+    with pytest.raises(ValueError, match="a folder's"):
+        catalog.entry_of(name, {"page": "", "licence": ""}, catalog.Hosts("", ""))
+
+
+def test_sizes_are_whole_numbers(own, root):
+    own(f"{PLACE} -5 -")
+    assert "'-5' is no number of bytes" in failing(root)
 
 
 def test_an_archive_that_the_user_placed_is_used_and_kept(own, places, root):
@@ -875,8 +1154,13 @@ def test_space_is_looked_for_first(own, places, root, monkeypatch):
         monkeypatch.setattr(package.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
     data = zipped(CLIPS)
-    own(places.put(PLACE, DATA), archive_at(places, "a.zip", data))
-    need = len(DATA) + 2.5 * len(data)
+    small = zipped({"small.wav": b"RIFF"})  # unpacked before the other comes, or after it
+    own(
+        places.put(PLACE, DATA),
+        archive_at(places, "a.zip", data),
+        archive_at(places, "b.zip", small, "small.wav 1"),
+    )
+    need = len(DATA) + 2.5 * len(data) + 1.5 * len(small)
     disk(need - 1)
     said = failing(root)
     assert "make room" in said and str(root) in said and places.requests == []
@@ -885,7 +1169,7 @@ def test_space_is_looked_for_first(own, places, root, monkeypatch):
     part.write_bytes(DATA[:1000])
     disk(need - 1000)
     fetch(["things"], root)
-    assert things(root) == CLIPS | {"a.bin": DATA}
+    assert things(root) == CLIPS | {"a.bin": DATA, "small.wav": b"RIFF"}
 
 
 def test_two_fetches_at_once_are_one_too_many(own, places, root):
@@ -942,7 +1226,7 @@ def test_below_a_gigabyte_it_does_not_ask(own, places, root, monkeypatch, capsys
     script.main(["things", "--root", str(root)])
     said = capsys.readouterr().out
     assert "by hand: audio: crawl it" in said and "by hand: the rest" in said
-    assert "1 files to fetch" in said and "307 kB" in said
+    assert f"to fetch into {root}: 1 file, 307 kB" in said
     script.main(["things", "--root", str(root), "--text-only"])
     said = capsys.readouterr().out
     assert "crawl it" not in said and "write a letter" in said

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tracemalloc
 
 import pytest
@@ -150,7 +151,8 @@ def test_wrong_folders(tmp_path):
         run(audiotia, tmp_path / "nowhere", tmp_path / "out", "audiocaps")
     with pytest.raises(SystemExit, match="there is no 'audiocap'"):
         audiotia.main(["audiocap", "--root", str(tmp_path), "--out", "x"])
-    with pytest.raises(SystemExit, match="there is no folder .*audiocaps; it should hold"):
+    way = f"To get it: python -m shards.fetch audiocaps --root {re.escape(str(tmp_path))}"
+    with pytest.raises(SystemExit, match=f"there is no folder .*audiocaps; it should hold.*{way}"):
         run(audiotia, tmp_path, tmp_path / "out", "audiocaps")
     for copy in ("a", "b"):
         write(tmp_path / f"audiocaps/{copy}/train.csv", HEAD)

@@ -12,12 +12,11 @@ Nothing that is in ROOT/NAME already is replaced.
 """
 
 import errno
-import fcntl
 import filecmp
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from disk import DataError, read_json, replacing, write_atomic
+from disk import DataError, locked, read_json, replacing, write_atomic
 from scoring.answers import go_ahead
 from shards.build import for_each
 from shards.fetch.archives import Damaged, check_tools, unpack
@@ -46,6 +45,10 @@ ASK = 1_000_000_000  # bytes from which on `fetch` asks first
 UNPACKED = 1.5  # bytes of an archive's members for each of its own, roughly
 
 
+class Incomplete(DataError):
+    """Files that could not be fetched, a line each; the others came."""
+
+
 class Place:
     """A data set's folder under the root, and the folder for what comes."""
 
@@ -57,12 +60,19 @@ class Place:
         self.command = f"python -m shards.fetch {entry.name} --root {root}"
 
     def fetched(self) -> dict:
-        """{name of a file: its checksum, where it lies} of all that came."""
-        return read_json(self.list) if self.list.exists() else {}
+        """{name of a file: its checksum, where it lies, ...} of all that came. Raises DataError."""
+        try:
+            return read_json(self.list) if self.list.exists() else {}
+        except DataError as error:
+            raise DataError(f"{error}; delete it, and {self.folder} is looked at anew") from error
 
     def note(self, file: File, checksum: str, first: Path) -> None:
         known = self.fetched() | {
-            file.name: {"checksum": checksum, "first": str(first.relative_to(self.folder))}
+            file.name: {
+                "checksum": checksum,
+                "first": str(first.relative_to(self.folder)),
+                "count": count_like(self.folder, file.pattern) if file.pattern else 0,
+            }
         }
         self.coming.mkdir(parents=True, exist_ok=True)
         write_atomic(self.list, encode_json(known).encode())
@@ -74,10 +84,14 @@ class Place:
             return self.has(archive)
         known = self.fetched().get(file.name)
         if known:
-            return (self.folder / known["first"]).exists()
-        if file.is_folder or not file.is_archive:
-            return not file.is_folder and (self.folder / file.name).exists()
-        return bool(file.pattern) and count_like(self.folder, file.pattern) >= file.count
+            complete = not file.pattern or count_like(self.folder, file.pattern) >= known["count"]
+            return complete and (self.folder / known["first"]).exists()
+        if file.is_folder:
+            return False
+        if file.is_archive:
+            return bool(file.pattern) and count_like(self.folder, file.pattern) >= file.count
+        own = self.folder / file.name
+        return own.is_file() and file.checksum in ("", checksum_of(own, kind_of(file.checksum)))
 
 
 def count_like(folder: Path, pattern: str) -> int:
@@ -116,16 +130,16 @@ def missing(names: Iterable[str], root: str | Path, parts: Iterable[str]) -> lis
 
 def complete(plan: list[Missing]) -> list[Missing]:
     """The plan with the sizes and checksums that Zenodo tells, where the catalog has none."""
-    records, found, silent = {}, [], set()
+    records, found, unreachable = {}, [], set()
     for place, file in plan:
         base, _, rest = file.addresses[0].partition("/records/")
         record, _, path = rest.partition("/files/")
         if path and not (file.size and file.checksum):
             address = f"{base}/api/records/{record}"
-            if address not in records and base not in silent:
+            if address not in records and base not in unreachable:
                 records[address] = published(address)
                 if records[address] is None:
-                    silent.add(base)
+                    unreachable.add(base)
             size, checksum = (records.get(address) or {}).get(file.name, (None, ""))
             file = replace(file, size=file.size or size, checksum=file.checksum or checksum)
         found.append(Missing(place, file))
@@ -143,10 +157,37 @@ def published(address: str) -> dict[str, tuple[int, str]] | None:
         return {}  # a download says what is wrong with the place
 
 
+def check_folders(plan: list[Missing]) -> None:
+    """Raises DataError where a file, or a link to nothing, stands in a folder's place."""
+    for place, _ in plan:
+        if os.path.lexists(place.folder) and not place.folder.is_dir():
+            raise DataError(f"{place.folder} is no folder: move it away")
+
+
+def clear_leftovers(names: list[str], root: Path) -> None:
+    """Removes archives that a kill left behind after they were unpacked."""
+    for entry in entries_of(names):
+        place = Place(root, entry)
+        for file in entry.files:
+            rest = place.coming / file.name
+            if file.is_archive and rest.exists() and place.has(file):
+                for volume in (file, *volumes_of(place, file)):
+                    (place.coming / volume.name).unlink(missing_ok=True)
+
+
+def volumes_of(place: Place, archive: File) -> list[File]:
+    """The archive's other volumes, in order; none of an archive of one file."""
+    return [each for each in place.entry.files if each.volume_of == archive.name]
+
+
 def size_of(plan: list[Missing]) -> tuple[int, int]:
     """(bytes of the files whose size is known, number of the others)."""
     sizes = [file.size for _, file in plan]
     return sum(filter(None, sizes)), sizes.count(None)
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def in_words(size: float) -> str:
@@ -200,9 +241,7 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         found = checksum_of(path, kind)
         if accept or file.checksum in ("", found):
             return path, found
-        bar.update(-path.stat().st_size)
-        path.unlink()
-        if found in seen:
+        if found in seen:  # the file stays for --accept
             raise DataError(
                 f"it has changed where it is published: its checksum is {found}, and was "
                 f"{file.checksum}; {place.command} --accept takes the one of today"
@@ -210,6 +249,8 @@ def bring(place: Place, file: File, bar: tqdm, accept: bool) -> tuple[Path, str]
         if len(seen) == 2:
             raise DataError("it came damaged three times, never alike: is there a proxy between?")
         seen.add(found)
+        bar.update(-path.stat().st_size)
+        path.unlink()
 
 
 def unpack_into(place: Place, file: File, paths: list[Path], accept: bool) -> Path:
@@ -292,20 +333,6 @@ def snapshot(place: Place, file: File) -> None:
 # --- all of them ----------------------------------------------------------------------------
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Raises DataError while another process fetches into this root."""
-    (root / ".fetch").mkdir(parents=True, exist_ok=True)
-    with open(root / ".fetch" / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another fetch is writing to {root}: wait for it") from None
-        except OSError:  # a network's file system without locks
-            pass
-        yield
-
-
 def fetch(
     names: Iterable[str],
     root: str | Path,
@@ -316,11 +343,14 @@ def fetch(
     """Brings all files of these parts of the data sets that are not under the root.
 
     accept: takes files whose checksum is not the published one. yes: does not ask before gigabytes.
-    A file that fails does not stop the others. Raises DataError that lists the failures.
+    A file that fails does not stop the others: Incomplete lists the failures. Raises DataError
+    where nothing can be fetched: an unknown name, no space, another process that fetches.
     """
     root, names = Path(root), [entry.name for entry in entries_of(names)]
-    with locked(root):
+    with locked(root / ".fetch" / "lock", "fetch"):
         plan = complete(missing(names, root, parts))
+        check_folders(plan)
+        clear_leftovers(names, root)
         if not plan:
             return
         for _, file in plan:
@@ -328,38 +358,47 @@ def fetch(
         check_space(plan, root)
         total, unknown = size_of(plan)
         more = f", and {unknown} of unknown size" if unknown else ""
-        print(f"{len(plan)} files to fetch into {root}: {in_words(total)}{more}")
+        print(f"to fetch into {root}: {counted(len(plan), 'file')}, {in_words(total)}{more}")
         large = any(file.size is None and (file.is_archive or file.is_folder) for _, file in plan)
         if (total >= ASK or large) and (refused := go_ahead(yes)):
             raise DataError(refused)
         fetch_all(plan, total, accept)
 
 
+def page_of(file: File, entry: Entry) -> str:
+    """Where to look for a file: its record on Zenodo, else the data set's page."""
+    record, _, name = file.addresses[0].partition("/files/")
+    return record if name and "/records/" in record else entry.page
+
+
 def fetch_all(plan: list[Missing], total: int, accept: bool) -> None:
-    """Obtains all files of the plan. Raises DataError that lists those that failed."""
+    """Obtains all files of the plan. Raises Incomplete, which lists those that failed."""
     named = {f"{item.place.entry.name}/{item.file.name}": item for item in plan}
-    silent = set()  # hosts that did not answer
+    unreachable = set()  # hosts
     with tqdm(total=total, unit="B", unit_scale=True, disable=None) as bar:
 
         def work(name):
             place, file = named[name]
             hosts = {urlsplit(address).netloc for address in file.addresses}
-            if hosts <= silent:
+            if hosts <= unreachable:
                 raise DataError(f"{', '.join(hosts)} does not answer: is there a network?")
             bar.set_description(f"fetching {name}")
             try:
                 obtain(place, file, bar, accept)
             except DataError as error:
                 if isinstance(error, Unreachable):
-                    silent.update(hosts)
+                    unreachable.update(hosts)
                 raise DataError(
-                    f"{error}. Look at {place.entry.page}; a file that you get by hand goes into "
-                    f"{place.folder}"
+                    f"{error}. Look at {page_of(file, place.entry)}; a file that you get by hand "
+                    f"goes into {place.folder}"
                 ) from error
             if bar.disable:  # no terminal
                 print(f"fetched {name}")
 
-        for_each(named, work)
+        try:
+            for_each(named, work)
+        except DataError as failures:
+            raise Incomplete(str(failures)) from failures
 
 
 def obtain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
@@ -386,13 +425,17 @@ def bring_plain(place: Place, file: File, bar: tqdm, accept: bool) -> None:
 
 
 def bring_archive(place: Place, file: File, bar: tqdm, accept: bool) -> None:
-    volumes = [each for each in place.entry.files if each.volume_of == file.name]
-    brought = [bring(place, each, bar, accept) for each in (*volumes, file)]
+    files = [*volumes_of(place, file), file]
+    brought = [bring(place, each, bar, accept) for each in files]
     paths = [path for path, _ in brought]
     ours = [path for path in paths if path.parent == place.coming]
     try:
         first = unpack_into(place, file, paths, accept)
-    except Damaged:
+    except Damaged as damaged:
+        if all(each.checksum == checksum for each, (_, checksum) in zip(files, brought)):
+            raise DataError(
+                f"{damaged}; its checksum is the published one: it is kept"
+            ) from damaged
         for path in ours:
             path.unlink()
         raise

@@ -41,12 +41,12 @@ def overview(entries: list[Entry], root: str) -> None:
             files = [file for file in entry.files if file.part == part]
             if files:
                 there = len(files) - len(missing([entry.name], root, [part]))
-                print(f"    {part:5} {size_of(files):>12}   {there} of {len(files)} files there")
+                print(f"    {part:5} {bytes_of(files):>12}   {there} of {len(files)} files there")
         print(f"    {entry.page} ({entry.licence})")
         print(*by_hand(entry), sep="\n", end="\n" if entry.hand else "")
 
 
-def size_of(files: list[File]) -> str:
+def bytes_of(files: list[File]) -> str:
     """Their bytes in words; with a "+" where not all are known."""
     known = [file.size for file in files if file.size]
     more = "+" if len(known) < len(files) else ""
@@ -59,9 +59,22 @@ def by_hand(entry: Entry, audio: bool = True) -> list[str]:
     return [f"    by hand: {step}" for step in steps]
 
 
+def is_only_spice(args: argparse.Namespace) -> bool:
+    """Sets SPICE up where that is asked for; whether nothing else is."""
+    if "spice" not in args.names or args.list:
+        return False
+    from shards.fetch.spice import fetch_spice  # slow to import
+
+    fetch_spice(args.accept, args.yes)
+    args.names = [name for name in args.names if name != "spice"]
+    return not args.names
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m shards.fetch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
     known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one; spice"
@@ -77,17 +90,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
-    if "spice" in args.names and not args.list:
-        from shards.fetch.spice import fetch_spice  # slow to import
-
-        fetch_spice(args.accept, args.yes)
-        args.names.remove("spice")
-        if not args.names:
-            return None
+    if is_only_spice(args):
+        return None
     if args.root is None:
         parser.error("the following arguments are required: --root")
+    if not args.root:
+        parser.error("--root names no folder")
     asked = [folder_of(name) for name in args.names]
-    names = list(read_catalog()) if asked in ([], ["all"]) else asked
+    names = list(read_catalog()) if not asked or "all" in asked else asked
     entries = entries_of(names)
     if args.list or not args.names:
         return overview(entries, args.root)
@@ -98,10 +108,12 @@ def main(argv: list[str] | None = None) -> None:
         for entry in entries:
             if steps := by_hand(entry, audio=not args.text_only):
                 print(entry.name, *steps, sep="\n")
-    print(f"all that can be fetched of {', '.join(names)} is in {args.root}")
+    there = [entry.name for entry in entries if entry.files]
+    if there:
+        print(f"all that can be fetched of {', '.join(there)} is in {args.root}")
     return None
 
 
 if __name__ == "__main__":
-    with command("fetch.py"):
+    with command("shards.fetch"):
         main()

@@ -92,6 +92,19 @@ class SplitZip(zipfile.ZipFile):
         added = volumes.starts[volumes.volume_at(self.start_dir)]
         for member in self.infolist():
             member.header_offset += volumes.starts[member.volume] - added
+        self.mark_ends()
+
+    def mark_ends(self) -> None:
+        """Tells zipfile, from Python 3.11.8 on, where each member must end: at the next one."""
+        end = self.start_dir
+        for member in sorted(self.filelist, key=offset_of, reverse=True):
+            if hasattr(member, "_end_offset"):
+                member._end_offset = end
+            end = member.header_offset
+
+
+def offset_of(member: zipfile.ZipInfo) -> int:
+    return member.header_offset
 
 
 def one_volume(volumes: Volumes) -> dict[int, int]:
@@ -191,7 +204,10 @@ def unpack(paths: Sequence[Path], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         work(paths, folder)
     except FAULTS as error:
-        raise Damaged(f"{paths[-1]} cannot be unpacked ({error}): cut off or damaged") from error
+        raise Damaged(
+            f"{paths[-1]} cannot be unpacked ({error}): cut off or damaged; without it, it is "
+            "fetched"
+        ) from error
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):
             raise

@@ -63,7 +63,7 @@ class Entry:
     pages: dict = field(default_factory=dict)  # {source: page}, where they differ
 
 
-class Places(NamedTuple):
+class Hosts(NamedTuple):
     hub: str  # HF_ENDPOINT, as for huggingface_hub
     mirror: str  # stands before all addresses but the hub's; or empty
 
@@ -71,12 +71,12 @@ class Places(NamedTuple):
 # --- addresses ----------------------------------------------------------------------------
 
 
-def address_of(short: str, places: Places) -> str:
+def address_of(short: str, hosts: Hosts) -> str:
     """The whole address. Raises ValueError where it is none."""
     kind, _, rest = short.partition(":")
     if kind == "hf":
         owner, name, path = rest.split("/", 2)
-        return f"{places.hub}/datasets/{owner}/{name}/resolve/main/{path}"
+        return f"{hosts.hub}/datasets/{owner}/{name}/resolve/main/{path}"
     if kind == "zenodo":
         record, _, name = rest.partition("/")
         short = f"https://zenodo.org/records/{record}/files/{name}?download=1"
@@ -84,21 +84,25 @@ def address_of(short: str, places: Places) -> str:
         short = f"https://raw.githubusercontent.com/{rest}"
     elif kind not in ("http", "https"):
         raise ValueError(f"{short!r} is no address")
-    return f"{places.mirror}/{short.partition('://')[2]}" if places.mirror else short
+    return f"{hosts.mirror}/{short.partition('://')[2]}" if hosts.mirror else short
 
 
 # --- reading ------------------------------------------------------------------------------
 
 
-def file_of(part: str, line: str, places: Places) -> File:
+def file_of(part: str, line: str, hosts: Hosts) -> File:
     """The file of a line of the catalog. Raises ValueError where it is none."""
+    if len(line.split()) not in (3, 5):
+        raise ValueError(f"{line!r}: not an address, bytes, a checksum, and a pattern with a count")
     short, size, checksum, *held = line.split()
     if checksum != "-" and not CHECKSUM.fullmatch(checksum):
         raise ValueError(f"{checksum!r} is no checksum")
+    if not re.fullmatch(r"-|[0-9]+", size):
+        raise ValueError(f"{size!r} is no number of bytes")
     pattern, count = held or ("", 0)
     return File(
         part=part,
-        addresses=(address_of(short, places),),
+        addresses=(address_of(short, hosts),),
         size=None if size == "-" else int(size),
         checksum="" if checksum == "-" else checksum,
         pattern=pattern,
@@ -106,25 +110,29 @@ def file_of(part: str, line: str, places: Places) -> File:
     )
 
 
-def files_of(part: str, lines: str, places: Places) -> list[File]:
+def files_of(part: str, lines: str, hosts: Hosts) -> list[File]:
     found: list[File] = []
     for line in lines.strip().splitlines():
         if line.startswith("or "):
-            address = address_of(line.removeprefix("or ").strip(), places)
+            address = address_of(line.removeprefix("or ").strip(), hosts)
             found[-1] = replace(found[-1], addresses=(*found[-1].addresses, address))
         else:
-            found.append(file_of(part, line, places))
+            found.append(file_of(part, line, hosts))
     return found
 
 
-def entry_of(name: str, values: dict, places: Places) -> Entry:
+def entry_of(name: str, values: dict, hosts: Hosts) -> Entry:
     """Raises ValueError, TypeError, KeyError or AttributeError where the values are no entry."""
+    if not isinstance(values, dict) or not {"page", "licence"} <= values.keys():
+        raise ValueError("it lacks a page or a licence")
     unknown = values.keys() - {*PARTS, "page", "licence", "hand", "pages"}
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r}")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError("its name is a folder's")
-    files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), places))
+    if not isinstance(values.get("hand", []), list):
+        raise ValueError("hand is no list of steps")
+    files = tuple(f for part in PARTS for f in files_of(part, values.get(part, ""), hosts))
     named = Counter(file.name for file in files)
     if named and max(named.values()) > 1:
         raise ValueError(f"two files are named {named.most_common(1)[0][0]}")
@@ -157,11 +165,13 @@ def load(path: Path) -> dict:
 def read(own: str, hub: str, path: Path = OURS) -> dict[str, Entry]:
     ours = load(path)
     theirs = load(Path(own)) if own else {}
-    places = Places(hub.rstrip("/"), str(theirs.pop("mirror", "")).rstrip("/"))
+    hosts = Hosts(hub.rstrip("/"), str(theirs.pop("mirror", "")).rstrip("/"))
+    if not re.match(r"https?://|$", hosts.mirror):
+        raise DataError(f"{own}: mirror is {hosts.mirror!r}, and no address like http://HOST")
     entries = {}
     for name, values in (ours | theirs).items():
         try:
-            entries[name] = entry_of(name, values, places)
+            entries[name] = entry_of(name, values, hosts)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
             wrong = own if name in theirs else path
             raise DataError(

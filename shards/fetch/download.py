@@ -3,6 +3,8 @@
 import hashlib
 import http.client
 import json
+import re
+import sys
 import time
 from pathlib import Path
 from urllib.error import HTTPError
@@ -43,15 +45,21 @@ def ask(address: str, headers: dict):
     try:
         return urlopen(Request(address, headers=HEADERS | headers), timeout=TIMEOUT)
     except HTTPError as error:
-        problem = f"{error.code} {error.reason}"
+        problem = in_one_line(f"{error.code} {error.reason}")
         if error.code in PASSING:
             raise Broken(problem, seconds(error.headers)) from error
         error.close()
         raise Refused(problem) from error
     except (OSError, http.client.HTTPException) as error:  # URLError, a timeout, ssl's
-        raise Broken(f"{SILENCE} ({getattr(error, 'reason', error)})", 0) from error
+        said = in_one_line(str(getattr(error, "reason", error)))
+        raise Broken(f"{SILENCE} ({said})", 0) from error
     except ValueError as error:
         raise Refused(f"no address ({error})") from error
+
+
+def in_one_line(said: str) -> str:
+    """At most 200 characters of an error's text: a place may send more, and lines of it."""
+    return " ".join(said.split())[:200]
 
 
 def fetch_json(address: str) -> dict:
@@ -82,8 +90,10 @@ class Partial:
 
     def headers(self, address: str) -> dict:
         """Those that ask for the rest; none where all has to come again."""
-        known = self.origin.read_text().split("\n") if self.origin.exists() else ["", ""]
-        validator = known[1] if known[0] == address else ""
+        origin = self.origin.read_text() if self.origin.exists() else ""
+        known, _, validator = origin.partition("\n")
+        if known != address:
+            validator = ""
         if not self.size or not (validator or self.checked):
             return {}
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
@@ -138,7 +148,7 @@ def continues(headers, start: int) -> bool:
 def length_of(headers, start: int) -> int | None:
     """Bytes of the whole file, where the reply tells."""
     length = headers.get("Content-Length", "")
-    return start + int(length) if length.isascii() and length.isdigit() else None
+    return start + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def check_type(reply, start: int) -> None:
@@ -151,7 +161,6 @@ def write(reply, partial: Partial, start: int, bar: tqdm) -> None:
     """Appends the reply's bytes from `start` on. Raises Broken where the connection breaks."""
     with open(partial.path, "r+b" if start else "wb") as file:
         file.seek(start)
-        file.truncate()
         while True:
             try:
                 data = reply.read(CHUNK)
@@ -206,6 +215,8 @@ def persist(address: str, partial: Partial, bar: tqdm) -> None:
                 raise Refused(f"{problem}, {TRIES} times in a row") from broken
             wait = max(PAUSE * 2 ** (tries - 1), wanted)
             bar.set_postfix_str(f"{problem}; again in {wait:.0f} s")
+            if bar.disable:  # no terminal
+                print(f"{address}: {problem}; again in {wait:.0f} s", file=sys.stderr)
             time.sleep(wait)
             bar.set_postfix_str("")
 

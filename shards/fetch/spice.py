@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from disk import DataError, write_atomic
+from disk import DataError, locked, write_atomic
 from scoring.answers import go_ahead
 from scoring.spice import Spice, SpiceMissing
 from scoring.spice.java import FETCH, JAR, find_home, find_java
-from shards.fetch import Missing, Place, bring, check_space, in_words, locked, move, move_all
+from shards.fetch import Missing, Place, bring, check_space, in_words, move, move_all
 from shards.fetch.catalog import File, read_spice
 from shards.fetch.download import Broken, Refused, ask, checksum_of, kind_of
 from shards.writer import encode_json
@@ -39,7 +39,7 @@ def fetch_spice(accept: bool = False, yes: bool = False) -> None:
     accept: takes files of another checksum. yes: does not ask first. Raises DataError.
     """
     place = place_of(find_home())
-    with locked(place.folder.parent):
+    with locked(place.coming / "lock", "fetch"):
         plan = [Missing(place, file) for file in place.entry.files if not has(place, file, accept)]
         if plan:
             check_space(plan, place.folder.parent)
@@ -107,7 +107,8 @@ def install(place: Place, file: File, bar: tqdm, accept: bool) -> None:
         shutil.rmtree(part, ignore_errors=True)
     came = {file.name: {"checksum": checksum, "jars": names}}
     write_atomic(place.list, encode_json(place.fetched() | came).encode())
-    path.unlink()
+    if path.parent == place.coming:  # else it is the user's
+        path.unlink()
 
 
 def unpack_jars(path: Path, folder: Path) -> list[str]:
