@@ -46,7 +46,13 @@ def main(args):
     if opened and number < 9:
         sys.exit(f"Unrecognized option: {opened[0]}")
     rows = json.loads(source.read_bytes())
-    entry = {"args": args, "pid": os.getpid(), "rows": len(rows), "parsed": []}
+    entry = {
+        "args": args,
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "rows": len(rows),
+        "parsed": [],
+    }
     captions = dict.fromkeys(text for row in rows for text in (row["test"], *row["refs"]))
     try:
         cached = stored(given, opened, number)
