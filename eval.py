@@ -51,6 +51,7 @@ from scoring.tasks import (
     compared,
     deaf,
     measure,
+    people,
     summaries,
     unfit,
 )
@@ -353,7 +354,8 @@ class Scored(NamedTuple):
     """One benchmark's scores."""
 
     chance: dict[str, float]
-    clap: dict  # as `summaries` gives them
+    human: dict  # as `summaries` gives them
+    clap: dict
     columns: dict[str, dict[str, Score]]
     deaf: dict[str, int]  # column -> clips with the same answer to the same question
 
@@ -365,8 +367,12 @@ def score_benchmark(
     said = {
         column: predictions[column, name] for column in columns if (column, name) in predictions
     }
+    human = {}
+    if evaluation.human:
+        human = summaries(people(name, rows, context(evaluation, name, spice)))
     return Scored(
         chance(name, rows, context(evaluation, name)),
+        human,
         zero_shot(evaluation, name),
         {
             column: measure(name, part, context(evaluation, name, spice, column))
@@ -389,6 +395,8 @@ def score(
     results["gap"] = measured_gap(evaluation)
     for name, scored in found.items():
         results["chance"][name], results["clap"][name] = scored.chance, scored.clap
+        if scored.human:
+            results["human"][name] = scored.human
         if scored.deaf:
             results["deaf"][name] = scored.deaf
         for column, scores in scored.columns.items():
@@ -407,20 +415,22 @@ def score(
 # --- the command line ---------------------------------------------------------------------------
 
 
-def find_spice(evaluation: Evaluation, required: bool):
-    """A Spice where a benchmark wants one, or why there is none.
+def find_spice(evaluation: Evaluation, required: bool = False, cache: str = ""):
+    """A Spice where a benchmark wants one, or why there is none, which is said.
 
-    Raises SpiceMissing where it is required.
+    cache: a folder, or "off"; empty: the user's. The master alone scores, so it never waits for
+    other processes. Raises SpiceMissing where it is required.
     """
     if not required and not any(BENCHMARKS[name].metrics is captions for name in evaluation.names):
         return None
     try:
-        return Spice()
+        return Spice(cache=cache != "off" and (cache or True), sync_on_compute=False)
     except SpiceMissing as missing:
         if required:
             raise
-        first, *pieces = str(missing).splitlines()
-        return f"{first}: {'; '.join(piece.strip() for piece in pieces)}"
+        if evaluation.ranks.master:
+            print(f"without SPICE and SPIDEr: {missing}", file=sys.stderr)
+        return str(missing)
 
 
 def compare(evaluation: Evaluation, a: str, b: str, spice) -> None:
@@ -516,6 +526,10 @@ def arguments() -> argparse.ArgumentParser:
     add("--match", default="clap", help=match + "https://ENDPOINT#MODEL")
     add("--label-template", default="sound of {}", help="text matching: the text of a label")
     add("--judge", metavar="NAME", help="whose verdicts on AIR-Bench Chat count (scoring/judge.py)")
+    people = "captions: also people against people, each reference against the clip's others"
+    add("--human", action="store_true", help=people)
+    cache = "folder for SPICE's parses, in place of the user's; off: parse all anew"
+    add("--spice-cache", default="", metavar="FOLDER", help=cache)
     add("--require", choices=("spice",), help="stop where SPICE cannot run; default: leave it out")
     add("--batch", type=int, default=128)
     add("--score", action="store_true", help="only score the stored predictions again")
@@ -549,6 +563,7 @@ def evaluation_of(args: argparse.Namespace, tolerant: bool = False) -> Evaluatio
         stored_only=args.score,
         encoder=args.clap,
         title=args.ckpt if on_hub else "",
+        human=args.human,
     )
 
 
@@ -581,7 +596,8 @@ def result_key(evaluation: Evaluation, columns: list[str], spice) -> str:
         evaluation.judge,
         verdicts,
     )
-    return digest(columns, evaluation.keys, *scored, isinstance(spice, Spice))
+    human = ["human"] if evaluation.human else []
+    return digest(columns, evaluation.keys, *scored, isinstance(spice, Spice), *human)
 
 
 def require_stored(evaluation: Evaluation, columns: list[str]) -> None:
@@ -610,12 +626,14 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
         return
     results, measured = score(evaluation, columns, predictions, spice)
     predictions = {at: said for at, said in predictions.items() if at in measured}
-    complete = {} if evaluation.failed else {"key": key}  # else the same command tries again
+    cells = [cell for column in results["columns"].values() for cell in column.values()]
+    failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
+    # else the same command tries again
+    is_complete = not evaluation.failed and not (failed and isinstance(spice, Spice))
+    complete = {"key": key} if is_complete else {}
     write(evaluation, complete | results, predictions, measured)
     print(report.summary(results))
     print(f"\nreport, plot and predictions: {evaluation.out} (open report.html)")
-    cells = [cell for column in results["columns"].values() for cell in column.values()]
-    failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
     if args.require and failed:
         sys.exit(f"eval.py: --require spice: {failed[0]}")
 
@@ -641,7 +659,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit("eval.py: now: python -m experiments.ablate NAME ... (--ckpt, --shards as here)")
     args = arguments().parse_args(argv)
     evaluation = evaluation_of(args, tolerant=True)
-    columns, spice = columns_of(args, evaluation), find_spice(evaluation, bool(args.require))
+    columns = columns_of(args, evaluation)
+    spice = find_spice(evaluation, bool(args.require), args.spice_cache)
     if args.compare:
         compare(evaluation, *args.compare, spice)
     else:

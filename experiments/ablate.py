@@ -28,10 +28,11 @@ from torch import Tensor
 
 from data import find_sources, read_source
 from disk import DataError, command, reading, replacing, write_atomic
-from eval import arguments, context, evaluation_of, generate, pairs
+from eval import arguments, context, evaluation_of, find_spice, generate, pairs
 from santa import Santa, add_noise, bridge, gap
 from scoring.evaluation import Evaluation
 from scoring.paper import ABLATED_IN, ABLATIONS, CHOSEN
+from scoring.spice import Spice
 from scoring.statistics import Score
 from scoring.tasks import BENCHMARKS, compared, measure, summaries
 
@@ -75,7 +76,9 @@ class Variant(NamedTuple):
     over: Callable | None = None  # the bridge, where `column` does not name it
 
 
-def run(evaluation: Evaluation, wanted: list[str], memory: str | None = None) -> None:
+def run(
+    evaluation: Evaluation, wanted: list[str], memory: str | None = None, spice: Spice | None = None
+) -> None:
     """wanted: names, each with `=value,value` for other values than the paper's.
 
     Raises DataError on an unknown name, and on values that are none.
@@ -89,11 +92,11 @@ def run(evaluation: Evaluation, wanted: list[str], memory: str | None = None) ->
             figure3(evaluation)
         elif name == "table4":
             rows = {row: Variant(evaluation, column) for row, column in TABLE4.items()}
-            table(evaluation, name, rows | trained_without_noise(evaluation))
+            table(evaluation, name, rows | trained_without_noise(evaluation), spice)
         elif name in INFERENCE:
-            table(evaluation, name, inference(evaluation, name, values, memory))
+            table(evaluation, name, inference(evaluation, name, values, memory), spice)
         elif name in TRAINING:
-            table(evaluation, name, training(evaluation, name, values))
+            table(evaluation, name, training(evaluation, name, values), spice)
         else:
             raise DataError(f"{name}: there are table4, figure3, {', '.join(INFERENCE | TRAINING)}")
 
@@ -277,11 +280,13 @@ def train(label: str, options: list[str], processes: int) -> None:
 # --- table and plot -----------------------------------------------------------------------------
 
 
-def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> None:
+def table(
+    evaluation: Evaluation, name: str, variants: dict[str, Variant], spice: Spice | None = None
+) -> None:
     """Predicts and scores every variant on every benchmark; writes Markdown, JSON and plot."""
     first, rows = None, {}
     for label, variant in variants.items():
-        measured = scores(evaluation, variant)
+        measured = scores(evaluation, variant, spice)
         rows[label] = {
             benchmark: headline(found, first and first[benchmark])
             for benchmark, found in measured.items()
@@ -300,7 +305,9 @@ def table(evaluation: Evaluation, name: str, variants: dict[str, Variant]) -> No
     plot(name, rows, paper, folder / f"{name}.png")
 
 
-def scores(evaluation: Evaluation, variant: Variant) -> dict[str, dict[str, Score]]:
+def scores(
+    evaluation: Evaluation, variant: Variant, spice: Spice | None = None
+) -> dict[str, dict[str, Score]]:
     """{benchmark: {metric: Score}} of one row, the headline first; {} beside the master.
 
     Answers that are stored are not generated again.
@@ -311,13 +318,18 @@ def scores(evaluation: Evaluation, variant: Variant) -> dict[str, dict[str, Scor
     }
     if not evaluation.ranks.master:
         return {}
-    return {name: measure(name, rows, context(evaluation, name)) for name, rows in said.items()}
+    return {
+        name: measure(name, rows, context(evaluation, name, spice)) for name, rows in said.items()
+    }
 
 
 def headline(measured: dict, first: dict | None) -> dict:
-    """The first metric's summary, and its paired test against the first row."""
+    """The first metric's summary, its paired test against the first row, and SPICE if it ran."""
     metric = next(iter(measured))
     row = summaries(measured)[metric] | {"metric": metric}
+    for other in ("SPICE", "SPIDEr"):
+        if other in measured and measured[other].value is not None:
+            row[other] = measured[other].summary()
     if first:
         test = compared(first, measured)[metric]
         if not isinstance(test, str):
@@ -343,6 +355,11 @@ def in_cell(row: dict) -> str:
     text = f"{row['value']:.3f} [{low:.3f}, {high:.3f}]"
     if "against the first" in row:
         text += f", p = {row['against the first']['p']:.2g}"
+    for other in ("SPICE", "SPIDEr"):
+        if other in row:
+            lost = len(row[other].get("unparsed", ()))
+            text += f"; {other} {row[other]['value']:.3f}"
+            text += f" ({lost:,} unparsed)" if lost else ""
     return text
 
 
@@ -470,10 +487,11 @@ def main(argv: list[str] | None = None) -> None:
     larger = "M, K: shards of texts with vectors, for memories larger than the model's own"
     parser.add_argument("--memory", metavar="SHARDS", help=larger)
     args = parser.parse_args(argv)
-    if args.columns or args.compare or args.require or args.score:
-        parser.error("--columns, --compare, --require and --score are for eval.py alone")
+    if args.columns or args.compare or args.require or args.score or args.human:
+        parser.error("--columns, --compare, --human, --require and --score are for eval.py alone")
     evaluation = evaluation_of(args)
-    run(evaluation, args.names, args.memory)
+    spice = find_spice(evaluation, cache=args.spice_cache)
+    run(evaluation, args.names, args.memory, spice)
     evaluation.ranks.close()
 
 

@@ -65,6 +65,7 @@ class Evaluation:
     stored_only: bool = False  # answers are read, and never generated
     encoder: str = ""  # instead of the CLAP that the model names (mats.read_config)
     title: str = ""  # of the model; empty: its folder
+    human: bool = False  # captions: also people against people
     failed: dict[str, str] = field(default_factory=dict)  # benchmark -> why it cannot be scored
     stopping: Event = field(default_factory=Event)  # threads should end
     encoded: dict = field(default_factory=dict)  # benchmark -> Encoded

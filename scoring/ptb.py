@@ -62,11 +62,21 @@ _RULES = [re.compile(rule) for rule in _RULES]
 _PLAIN = re.compile(r"([a-zA-Z]+)(?:\s+|$)")  # most captions' words; no rule matches more here
 
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
-_SIGNS = dict.fromkeys("“”«»…–—‘‹›", " ") | {
+_SIGNS = dict.fromkeys("“”«»…–—‘‹›", " ") | {"\xad": ""}  # a soft hyphen joins
+_SIGNS |= {
     sign: f" {words} "
-    for sign, words in zip("¢£€½¼¾⅓⅔", ["cents", "#", "$", "1/2", "1/4", "3/4", "1/3", "2/3"])
+    for sign, words in zip(
+        "¢£€\x80¤½¼¾⅓⅔", ["cents", "#", "$", "$", "$", "1/2", "1/4", "3/4", "1/3", "2/3"]
+    )
 }
 _SIGNS = str.maketrans(_SIGNS)
+# No token for the original: controls, marks of direction, odd dashes, private use, halves of a
+# surrogate pair, and all above the first 65,536, such as emoji.
+_UNKNOWN = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f\x81-\x84\x86-\x9f\u061c\u180e\u200b-\u200f\u2012\u2015\u201b\u2024\u2025"
+    "\u2027\u202a-\u202e\u203c\u203d\u2043\u2045-\u205e\u2060-\u206f\ufe0f\ufeff\ufffd\ue000-\uf8ff"
+    "\ud800-\udfff\U00010000-\U0010ffff]"
+)
 _BRACKETS = {"(": "lrb", ")": "rrb", "[": "lsb", "]": "rsb", "{": "lcb", "}": "rcb"}
 _BRACKETS = str.maketrans({bracket: f"-{name}-" for bracket, name in _BRACKETS.items()})
 _SPLIT = {
@@ -86,10 +96,12 @@ def ptb_tokenize(text: str) -> list[str]:
     Written from the behaviour of Stanford CoreNLP 3.4.1's PTBTokenizer as coco-caption calls it,
     quirks kept: brackets stay as -lrb-, and `?!` stays. Known differences: the original looks into
     the caption on the next line to decide whether a final `B.` keeps its period (here it does). It
-    makes one token of `1 1/2` and of `(555) 123-4567`, and keeps a curly ’ in ’n.
+    makes one token of `1 1/2` and of `(555) 123-4567`, and keeps a curly ’ in ’n. It keeps a
+    combining mark, as Thai and Hindi write vowels, and the hyphen U+2010 in their words, and parts
+    a word at ².
     """
+    text = _UNKNOWN.sub(" ", text)
     if not text.isascii():
-        text = re.sub("[\U00010000-\U0010ffff]", " ", text)
         text = re.sub(r"’(?!\d\d)", "'", text).translate(_SIGNS)
     if "&" in text:
         text = re.sub("|".join(_ENTITIES), lambda entity: _ENTITIES[entity[0]], text)

@@ -11,7 +11,8 @@
     headline                by benchmark: the metric that is named first and plotted
     columns, clap           {bridge: {benchmark: {metric: cell}}} and {benchmark: {metric: cell}};
                             a cell is {"value": float | None, "ci95": [low, high] | None,
-                            "why": the reason where value is None}
+                            "why": the reason where value is None, "unparsed": ids of clips that
+                            could not be scored and count as 0, where there are any}
     chance                  {benchmark: {metric: float}}
     gap                     of true texts and audio: {"pairs", santa.gap's measures, "noise":
                             {"trained", "rule": {"variance", "cosine"}}}; may be empty or missing
@@ -20,6 +21,7 @@ and, each of which may be missing:
                             "padding": its windows, and how shorter clips are filled up
     failed                  {benchmark: why it was not scored}
     deaf                    {benchmark: {column: clips with the same answer to the same question}}
+    human                   {benchmark: {metric: cell}} of people against people
     listening               of the last validation in training: step, val_loss, val_loss_other
 Predictions are rows of shards with "prediction" and, where it is known, "score": 1 right, 0 wrong,
 or between.
@@ -34,7 +36,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from random import Random
 
@@ -48,6 +50,7 @@ from scoring.paper import MARKS, MATS, TABLES, TEXT_ONLY
 COLUMNS = {"text": "given the true text's vector instead of the audio's, the ceiling", **BRIDGES}
 SUBSETS = ("sound", "music", "speech")  # in brackets after a metric: part of a benchmark
 BROWSERS_PLAY = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
+SHOWN = 5  # ids in a warning
 SAMPLES = 12  # clips shown of each benchmark
 CLIP_BYTES = 1 << 20  # audio of one clip in report.html
 PAGE_BYTES = 64 << 20  # audio of all clips; each benchmark has an equal share
@@ -166,6 +169,14 @@ def warnings(results) -> list[str]:
                 f"Every one of {n:,} clips of `{name}` got the same answer to the same question "
                 f"over {column}: the model does not listen (docs/models.md)."
             )
+    columns = results["columns"] | {"human": results.get("human") or {}}
+    for column, name in product(columns, results["titles"]):
+        if lost := columns[column].get(name, {}).get("SPICE", {}).get("unparsed"):
+            more = ", ..." if len(lost) > SHOWN else ""
+            said.append(
+                f"{len(lost):,} captions of `{name}`, {column}, could not be parsed, and count as "
+                f"0 in SPICE and SPIDEr: {', '.join(lost[:SHOWN])}{more}."
+            )
     return said
 
 
@@ -183,23 +194,27 @@ def heard(results) -> str:
 
 def score_table(results, reasons):
     """Appends to `reasons` why cells have no value."""
-    rows = []
+    rows, human = [], results.get("human") or {}
     for name, metric, cells in lines(results):
         title, n = results["titles"][name], size(results, name)
         if metric != results["headline"][name]:
             title, n = "", ""
-        chance = number(at(results["chance"], name, metric))
-        rows.append([title, metric, n, chance, *(shown(cell, reasons) for cell in cells)])
-    head = ["benchmark", "metric", "n", "chance", "CLAP", *results["columns"]]
+        around = [number(at(results["chance"], name, metric))]
+        if human:
+            around.append(shown(at(human, name, metric), reasons))
+        rows.append([title, metric, n, *around, *(shown(cell, reasons) for cell in cells)])
+    around = ["chance", "human"] if human else ["chance"]
+    head = ["benchmark", "metric", "n", *around, "CLAP", *results["columns"]]
     return Table("Scores", head, ["", "", *"r" * (len(head) - 2)], rows)
 
 
 def shown(cell, reasons):
-    """A cell's value, or a dash with the number of the reason why it has none."""
+    """A cell's value, with how many clips count as 0; or a dash with its reason's number."""
     if cell is None:
         return "–"
     if cell["value"] is not None:
-        return number(cell["value"])
+        lost = f" ({len(cell['unparsed']):,} unparsed)" if cell.get("unparsed") else ""
+        return number(cell["value"]) + lost
     why = cell.get("why") or "no value, and no reason given"
     if why not in reasons:
         reasons.append(why)

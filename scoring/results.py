@@ -41,6 +41,7 @@ def describe(evaluation: Evaluation, columns: list[str], n: dict[str, int]) -> d
         "gap": {},
         "headline": {},
         "chance": {},
+        "human": {},
         "clap": {},
         "columns": {column: {} for column in columns},
         "benchmarks": {},
@@ -68,6 +69,11 @@ def notes(evaluation: Evaluation) -> list[str]:
         )
     if "clothoaqa" in evaluation.names:
         lines.append("ClothoAQA: the paper's sizes fit the majority rule.")
+    if evaluation.human:
+        lines.append(
+            "Human: each reference against the clip's others, the mean over all rotations. "
+            "It has one reference less than the columns."
+        )
     if not evaluation.tags:
         lines.append("Without the released code's tags.")
     return lines

@@ -32,15 +32,20 @@ class Score:
     value: float | None = None
     why: str = "nothing here counts for it"  # the reason where `value` is None
     per_item: Tensor | None = None  # (n,) float64, of a mean; nan where an item does not count
+    unparsed: tuple[str, ...] = ()  # ids of items that could not be scored, and count as 0
 
     def interval(self, seed: int = 0) -> list[float] | None:
         """The 95 % bootstrap interval over items, [low, high]; None where there are no items."""
 
     def summary(self) -> dict:
-        """{"value": float or None, "ci95": [low, high] or None}, and "why" where value is None."""
+        """{"value": float or None, "ci95": [low, high] or None}, and "why" where value is None.
+
+        And "unparsed", ids, where there are any.
+        """
         if self.value is None:
             return {"value": None, "ci95": None, "why": self.why}
-        return {"value": self.value, "ci95": self.interval()}
+        found = {"value": self.value, "ci95": self.interval()}
+        return found | {"unparsed": list(self.unparsed)} if self.unparsed else found
 
 
 @dataclass

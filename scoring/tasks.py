@@ -6,6 +6,7 @@
     compared(measured, others)           {metric: paired test}
     chance(benchmark, rows, context)     {metric: value} of answers that did not listen
     unfit(benchmark, row)                why a row cannot be used, before it is
+    people(benchmark, rows, context)     {metric: Score} of people against people, for captions
     deaf(rows)                           how many clips got the same answer to the same question
 
 A metric is a function of rows and `Context`. It returns a kind of Score (scoring/statistics.py),
@@ -173,24 +174,30 @@ def captions(rows, context):
         "CIDEr-D": Mean(cider),
         "BLEU4": Ratio(coco.bleu_counts(*pairs), lambda sums: steady(coco.bleu(sums)[..., 3])),
         "ROUGE-L": Mean(coco.rouge_l(*pairs)),
-    } | spice_scores(context.spice, cider, pairs)
+    } | spice_scores(rows, context.spice, cider)
 
 
-def spice_scores(spice, cider: Tensor, pairs):
+def spice_scores(rows, spice, cider: Tensor) -> dict[str, Score]:
+    """SPICE and SPIDEr, and which rows could not be parsed; or why there are none."""
     if spice is None or isinstance(spice, str):
         missing = Missing(spice or "SPICE is not at hand")
         return {"SPICE": missing, "SPIDEr": missing}
+    pairs = predictions_and_references(rows)
     try:
         items = spice.per_item(*pairs)
         if items is not None:
-            return {"SPICE": Mean(items), "SPIDEr": Mean((cider + items) / 2)}
-        spice.update(*pairs)  # this Java prints the mean alone
-        mean = float(spice.compute())
-        spice.reset()
-        return {"SPICE": Value(mean), "SPIDEr": Value((float(cider.mean()) + mean) / 2)}
+            scores = {"SPICE": Mean(items), "SPIDEr": Mean((cider + items) / 2)}
+        else:
+            spice.update(*pairs)  # this Java prints the mean alone
+            mean = float(spice.compute())
+            spice.reset()
+            scores = {"SPICE": Value(mean), "SPIDEr": Value((float(cider.mean()) + mean) / 2)}
     except RuntimeError as error:  # all other scores are worth having
         missing = Missing(str(error))
         return {"SPICE": missing, "SPIDEr": missing}
+    for score in scores.values():
+        score.unparsed = tuple(str(rows[i]["id"]) for i in getattr(spice, "unparsed", ()))
+    return scores
 
 
 def rouge(rows) -> Mean:
@@ -225,6 +232,45 @@ def plain_captions(rows, context):
 
 def music_captions(rows, context):
     return {"BLEU4": bleu(rows), "ROUGE-L": rouge(rows)}
+
+
+def people(benchmark: str, rows: list[dict], context: Context) -> dict[str, Score]:
+    """{metric: Score} of people against people: each reference of a clip against its others.
+
+    The mean over all rotations, by their clips; CIDEr-D's document frequencies are those of each
+    rotation. {} where the benchmark is not of captions, or no clip has two references.
+    """
+    turns = rotations(rows) if BENCHMARKS[benchmark].metrics is captions else []
+    measured = [captions(turn, context) for turn in turns]
+    sizes = [len(turn) for turn in turns]
+    if not turns:
+        return {}
+    return {
+        metric: averaged([found[metric] for found in measured], sizes) for metric in measured[0]
+    }
+
+
+def rotations(rows: list[dict]) -> list[list[dict]]:
+    """Rotation k: the rows with reference k as prediction, and the others as references."""
+    turns = []
+    for k in range(max((len(references(row)) for row in rows), default=0)):
+        turn = []
+        for row in rows:
+            known = references(row)
+            if k < len(known) and len(known) > 1:
+                turn.append(row | {"prediction": known[k], "answer": known[:k] + known[k + 1 :]})
+        turns += [turn] if turn else []
+    return turns
+
+
+def averaged(scores: list[Score], sizes: list[int]) -> Score:
+    """The mean of scores of so many rows each; or why one is missing."""
+    for score in scores:
+        if score.value is None:
+            return Missing(score.why)
+    found = Value(float(np.average([score.value for score in scores], weights=sizes)))
+    found.unparsed = tuple(dict.fromkeys(id for score in scores for id in score.unparsed))
+    return found
 
 
 def another_reference(rows):

@@ -16,6 +16,7 @@ import soundfile as sf
 import torch
 from hub_server import hub  # noqa: F401, a fixture
 from servers import nobody, random_llms, server  # noqa: F401, fixtures
+from stand_in import java  # noqa: F401, a fixture
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,

@@ -98,3 +98,15 @@ def test_tokens_of_anything():
         ptb_tokenize(odd)
         # no rule goes back and forth: none takes longer than the plain text
         assert time.process_time() - started < 20 * plain, odd[:4]
+
+
+def test_what_the_original_has_no_token_for_parts_words():
+    """As Stanford CoreNLP 3.4.1's PTBTokenizer gave it, but for the lone surrogate, which it cannot
+    be sent.
+    """
+    signs = "\0\x01\x1b\x7f\x81\u061c\u200b\u200d\u2012\u2028\u202e\u2049\u2060"
+    for sign in f"{signs}\ufe0f\ufeff\ufffd\ue000\ud83d🐶":
+        assert ptb_tokenize(f"do{sign}g x {sign} y") == ["do", "g", "x", "y"], ascii(sign)
+    assert ptb_tokenize("do\xadg x \xad y") == ["dog", "x", "y"]
+    assert ptb_tokenize("do\x80g \xa4 y") == ["do", "$", "g", "$", "y"]
+    assert ptb_tokenize("собака лает ♪ 犬が吠える") == ["собака", "лает", "♪", "犬が吠える"]

@@ -1,157 +1,80 @@
+import csv
 import json
 import os
 import pickle
 import re
+import signal
+import subprocess
 import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from test_captions import SCORES, double, own
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from stand_in import MEAN, PREDS, REFERENCES, ROOT, SCORES, SENT, TARGETS, StandIn
+from test_captions import double
 from torchmetrics import MetricCollection
 
-from scoring import spice as module
-from scoring.captions import CiderD
-from scoring.spice import Spice, SpiceMissing, Spider
-
-SPICE = [  # id, F, true and false positives, false negatives: the stand-in's answers
-    ["identical", 1.0, 4, 0, 0],
-    ["synonym_object", 1.0, 2, 0, 0],
-    ["synonym_verb_attr", 1.0, 2, 0, 0],
-    ["no_overlap", 0.0, 0, 2, 2],
-    ["merge_in_refs", 0.8, 2, 0, 1],
-    ["relation_partial", 0.4444444444444445, 2, 3, 2],
-    ["be_prefix_relation", 1.0, 3, 0, 0],
-    ["duplicate_test_tuples", 0.8, 2, 0, 1],
-    ["cardinality_color_size", 0.888888888888889, 4, 0, 1],
-    ["empty_test", 0.0, 0, 0, 1],
-    ["empty_ref", 0.0, 0, 1, 0],
-]
-# A java that answers from SPICE, or fails as the environment's STAND_IN says.
-STAND_IN = r"""#!{python} -S
-import json, os, sys
-
-args, mode = sys.argv[1:], os.environ.get("STAND_IN", "")
-if args == ["-version"]:
-    if mode == "broken":
-        sys.exit("Unable to locate a Java Runtime")
-    version = 'openjdk version "{version}" 2025-04-15'
-    print("Picked up JAVA_TOOL_OPTIONS: -Dx=y", version, sep="\n", file=sys.stderr)
-    sys.exit()
-open({log!r}, "a").write(json.dumps(args) + "\n")
-assert args[0].startswith("-Xmx") and args[2] == "-cp" and args[4] == "edu.anu.spice.SpiceScorer"
-items = json.load(open(args[5]))
-answers = {{x[0]: x[1:] for x in {answers!r}}}
-print("Initiating Stanford parsing pipeline", "Parsing test captions", sep="\n", file=sys.stderr)
-if mode == "fail":
-    sys.exit("java.lang.OutOfMemoryError: Java heap space")
-if mode == "trace":
-    print("Exception in thread main java.lang.StackOverflowError: deep", file=sys.stderr)
-    sys.exit("\tat edu.anu\n" + "\tat java.util\n" * 99 + "Caused by: x.IOException: y")
-if mode == "killed":
-    sys.stderr.flush()
-    os.kill(os.getpid(), 9)
-if mode == "hang":
-    os.execv("/bin/sleep", ["sleep", "600"])
-for item in items:
-    assert isinstance(item["test"], str) and item["test"].strip() and isinstance(item["refs"], list)
-f, tp, fp, fn = zip(*(answers.get(x["test"], [0.5, 1, 1, 1]) for x in items))
-images = len(items) - (mode == "short")
-printed = f'''********  SPICE Evaluation  ********
-
-All tuples
-  f-score:\t{{sum(f) / len(f):.3f}} (SPICE metric)
-  precision:\t0.900
-  recall:\t0.800
-  true pos:\t{{sum(tp)}}
-  false pos:\t{{sum(fp)}}
-  false neg:\t{{sum(fn)}}
-  num images:\t{{images}}
-'''
-print("?\0" * 50 if mode == "garbage" else printed)
-if args[6:]:
-    assert args[6] == "-out" and len(args) == 8
-    none = dict(pr=None, re=None, f=None, fn=0, numImages=1, fp=0, tp=0)
-    rows = []
-    for x, a, b, c, d in list(zip(items, f, tp, fp, fn))[:images]:
-        every = dict(pr=0.9, re=0.8, f=a, fn=d, numImages=1, fp=c, tp=b)
-        rows.append(dict(scores=dict(All=every, Color=none), image_id=x["image_id"]))
-    odd = {{"garbage": "[1, {{", "other": "[[1]]"}}
-    open(args[7], "w").write(odd.get(mode) or json.dumps(rows, indent=2))
-print("SPICE evaluation took: 6.285 s")
-"""
-NAMES = [row[0] for row in SPICE]
-TARGETS = [["ein Hund", f"a {name}"] for name in NAMES]
-MEAN = sum(row[1] for row in SPICE) / len(SPICE)
+from scoring.captions import CiderD, cider_d
+from scoring.spice import Spice, SpiceMissing, Spider, java as machine, run_spice, runs
+from scoring.spice.cache import Cache
 
 
-@pytest.fixture
-def java(tmp_path, monkeypatch):
-    """java(version) puts a stand-in on PATH and the jars' names into SPICE_HOME.
+def filled(metric, preds=PREDS, target=TARGETS):
+    metric.update(preds, target)
+    return metric
 
-    java.runs() is a list of the arguments of its runs.
-    """
-    home, log = tmp_path / "SPICE home", tmp_path / "log"
-    monkeypatch.delenv("JAVA_HOME", raising=False)
 
-    def make(version="17.0.15", folder="bin"):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        path = tmp_path / folder / "java"
-        path.write_text(
-            STAND_IN.format(python=sys.executable, version=version, log=str(log), answers=SPICE)
-        )
-        path.chmod(0o755)
-        (home / "lib").mkdir(parents=True, exist_ok=True)
-        for name in module.PIECES:
-            (home / name).touch()
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-        monkeypatch.setenv("SPICE_HOME", str(home))
-        return home
-
-    make.runs = lambda: (
-        [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    )
-    module.run_spice.cache_clear()
-    return make
+# --- scores -----------------------------------------------------------------------------------
 
 
 def test_spice_reads_the_printed_mean(java):
-    home = java()
     metric = Spice()
-    for i in range(0, 11, 4):
-        metric.update(NAMES[i : i + 4], TARGETS[i : i + 4])
+    for i in range(0, 12, 4):
+        metric.update(PREDS[i : i + 4], TARGETS[i : i + 4])
     assert metric.compute().dtype == torch.float64
     assert metric.compute().item() == pytest.approx(round(MEAN, 3), abs=1e-12)
-    assert metric.per_item(NAMES, TARGETS) is None
+    assert metric.per_item(PREDS, TARGETS) is None
     (run,) = java.runs()  # one Java for all three
-    assert run[3].split(":") == [f"{home}/spice-1.0.jar", f"{home}/lib/*"]
-    assert not {"-cache", "-silent", "-out"} & set(run) and "-Duser.language=en" in run
+    path = run["args"][run["args"].index("-cp") + 1]
+    assert path.split(":") == [f"{java.home}/spice-1.0.jar", f"{java.home}/lib/*"]
+    assert "-out" not in run["args"] and run["rows"] == 12
     assert pickle.loads(pickle.dumps(metric)).compute().item() == metric.compute().item()
 
 
 @pytest.mark.parametrize("version", ["1.8.0_292", "11.0.2", "21"])
 def test_spice_reads_exact_scores_where_there_is_an_engine(java, version):
-    home = java(version)
-    if version == "21":
-        (home / "lib/nashorn-core-15.4.jar").touch()
-    metric = Spice(home=str(home), memory="2G")
-    metric.update(NAMES, TARGETS)
+    java.version(version, engine=version == "21")
+    metric = filled(Spice(home=str(java.home), memory="2G"))
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-12)
-    torch.testing.assert_close(
-        metric.per_item(NAMES, TARGETS), double([row[1] for row in SPICE]), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(metric.per_item(PREDS, TARGETS), double(SCORES), rtol=0, atol=1e-12)
     (run,) = java.runs()
-    assert run[0] == "-Xmx2G" and "-out" in run and not {"-cache", "-silent"} & set(run)
+    assert run["args"][0] == "-Xmx2G" and "-out" in run["args"]
+    assert run["rows"] == 10  # rows of the same tokens are sent once
+
+
+def test_a_java_refuses_rows_that_are_not_the_fields_tokens(java):
+    java.version("21", engine=True)
+    known = dict(java.known)
+    java.known = {key.replace("barks loudly", "Barks loudly"): known[key] for key in known}
+    java.knows({})
+    with pytest.raises(RuntimeError, match="never seen: a dog barks loudly"):
+        filled(Spice(), PREDS[:2], TARGETS[:2]).compute()
 
 
 @pytest.mark.parametrize("version", ["17", "11.0.2"])
-def test_predictions_without_a_token_are_not_sent(java, version):
-    java(version)
+def test_what_has_no_token_scores_zero_unsent(java, version):
+    java.version(version)
     metric = Spice()
-    preds = ["", "identical", "...", "identical"]
-    metric.update(preds, [["a"]] * 4)
-    assert metric.compute().item() == 0.5
+    preds = ["", PREDS[0], "...", PREDS[0], "\0\x01", "\ud83d", "🔊", PREDS[0]]
+    target = [REFERENCES] * 7 + [["", "..."]]
+    metric.update(preds, target)
+    assert metric.compute().item() == 2 * 0.5 / 8
     if version != "17":
-        assert metric.per_item(preds, [["a"]] * 4).tolist() == [0, 1, 0, 1]
+        assert metric.per_item(preds, target).tolist() == [0, 0.5, 0, 0.5, 0, 0, 0, 0]
     metric.reset()
     metric.update(["", "-"], [["a"]] * 2)
     assert metric.compute().item() == 0
@@ -159,109 +82,415 @@ def test_predictions_without_a_token_are_not_sent(java, version):
     assert len(java.runs()) == 1
 
 
+def test_an_empty_reference_is_sent_as_it_is(java):
+    """As the real engine gives it: the empty one adds nothing."""
+    java.version("11")
+    java.knows({"a dog barks |  | a dog barks loudly": 1.0})
+    assert Spice().per_item(["a dog barks"], [["", "A dog barks loudly."]]).tolist() == [1.0]
+
+
 def test_spider_is_the_mean_of_both_and_shares_the_run(java):
-    java("11.0.2")
-    preds, target = own()
+    java.version("11.0.2")
     both = MetricCollection({"cider_d": CiderD(), "spice": Spice(), "spider": Spider()})
-    both.update(preds[:4], target[:4])
-    both.update(preds[4:], target[4:])
+    both.update(PREDS[:4], TARGETS[:4])
+    both.update(PREDS[4:], TARGETS[4:])
     scores = {key: value.item() for key, value in both.compute().items()}
-    assert scores["spice"] == 0.5 and scores["cider_d"] == pytest.approx(
-        SCORES["own_small_v1"]["score"][0], abs=1e-9
-    )
-    assert scores["spider"] == pytest.approx((scores["spice"] + scores["cider_d"]) / 2, abs=1e-12)
-    assert both["spider"].per_item(preds, target).mean().item() == pytest.approx(
-        scores["spider"], abs=1e-12
+    cider = cider_d(PREDS, TARGETS)
+    assert scores["spice"] == pytest.approx(MEAN, abs=1e-12)
+    assert scores["spider"] == pytest.approx((MEAN + cider.mean().item()) / 2, abs=1e-12)
+    torch.testing.assert_close(
+        both["spider"].per_item(PREDS, TARGETS), (cider + double(SCORES)) / 2, rtol=0, atol=1e-12
     )
     assert len(java.runs()) == 1
-    java("17.0.1")
-    assert Spider().per_item(preds, target) is None
+    java.version("17.0.1")
+    assert Spider().per_item(PREDS, TARGETS) is None
+
+
+@pytest.fixture(params=["engine", "no engine"])
+def replayed(request, shared, tmp_path, monkeypatch):
+    """The real engine's answers, played back; whether there are scores per item."""
+    folder = shared / "vectors/spice"
+    if not folder.exists():
+        pytest.skip("real answers: no folder shared/vectors/spice")
+    java = StandIn(tmp_path, monkeypatch)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    java.version("17.0.15", engine=request.param == "engine")
+    return folder, request.param == "engine"
+
+
+def test_scores_are_the_real_engines(replayed, shared):
+    folder, engine = replayed
+    clips = {}
+    with open(shared / "data/audiocaps/test.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            clips.setdefault(row["youtube_id"], []).append(row["caption"])
+    for rotation in (0, 1):
+        want = json.loads((folder / f"audiocaps_{rotation}.json").read_text())
+        preds = [captions[rotation] for captions in clips.values()]
+        target = [c[:rotation] + c[rotation + 1 :] for c in clips.values()]
+        spice, spider = filled(Spice(), preds, target), filled(Spider(), preds, target)
+        if engine:
+            assert spice.compute().item() == pytest.approx(want["spice"], abs=1e-9)
+            assert spider.compute().item() == pytest.approx(want["spider"], abs=1e-9)
+            assert spice.per_item(preds, target).mean().item() == pytest.approx(want["spice"])
+        else:
+            printed = round(want["spice"], 3)
+            assert spice.compute().item() == pytest.approx(printed, abs=1e-12)
+            assert spider.compute().item() == pytest.approx((printed + want["cider_d"]) / 2)
+    own = json.loads((folder / "own.json").read_text())
+    items = Spice().per_item(own["captions"], [own["references"]] * len(own["captions"]))
+    if engine:
+        torch.testing.assert_close(items, double(own["per_item"]), rtol=0, atol=1e-9)
+
+
+# --- a Java that fails --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "mode, version, message",
     [
-        ("fail", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
-        ("trace", "17", r"Java said: Exception in thread .*StackOverflowError: deep at edu\.anu"),
-        ("killed", "17", "Java was killed: too little memory.*Java said: Parsing test captions"),
+        ("heap", "17", "Java ended with code 1.*OutOfMemoryError: Java heap space"),
+        ("trace", "17", r"Java said: Error: Could not .*IllegalStateException: deep at java\.util"),
+        ("killed", "17", "Java was killed: too little memory.*Java said: Parsing reference"),
         ("garbage", "17", "names no score"),
         ("other", "11", "attribute|indices"),
         ("garbage", "11", "Expecting property name"),
-        ("short", "17", "mean of .* over 10 captions"),
-        ("short", "11", "mean of .* over 10 captions"),
-        pytest.param("hang", "17", "out of time: give a longer timeout", marks=pytest.mark.slow),
+        ("short", "17", "names the mean of 11 scores"),
+        ("short", "11", "names 9 scores"),
+        ("hang", "17", "out of time: give a longer timeout"),
     ],
 )
 def test_a_java_that_does_not_answer(java, monkeypatch, mode, version, message):
-    java(version)
-    metric = Spice(timeout=0.5 if mode == "hang" else None)
-    metric.update(NAMES, TARGETS)
-    monkeypatch.setenv("STAND_IN", mode)
-    with pytest.raises(RuntimeError, match=f"no score for 11 captions.*{message}") as e:
+    java.version(version)
+    metric = filled(Spice(timeout=0.5 if mode == "hang" else None))
+    java.goes_wrong(mode)
+    with pytest.raises(RuntimeError, match=f"no score for 1[02] captions.*{message}") as error:
         metric.compute()
-    assert "\n" not in str(e.value) and "The command was: " in str(e.value)
-    monkeypatch.delenv("STAND_IN")
-    metric.timeout = None
+    assert "\n" not in str(error.value) and "The command was: " in str(error.value)
+    assert len(java.runs()) < 10
+    java.goes_wrong("")
+    metric.settings = metric.settings._replace(timeout=None)
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)  # a failure is not remembered
 
 
 def test_no_room_for_its_files_is_a_run_that_fails(java, tmp_path, monkeypatch):
-    java()
-    metric = Spice()
-    metric.update(NAMES, TARGETS)
+    metric = filled(Spice())
     for trouble in ("missing", "full"):
         with monkeypatch.context() as patch:
             if trouble == "missing":
-                patch.setattr(module.tempfile, "tempdir", str(tmp_path / "nowhere"))
+                patch.setattr(runs.tempfile, "tempdir", str(tmp_path / "nowhere"))
             else:
                 patch.setattr(
-                    module.Path, "write_text", lambda *_: os.write(os.open("/dev/full", 1), b"x")
+                    runs.Path, "write_text", lambda *_: os.write(os.open("/dev/full", 1), b"x")
                 )
-            with pytest.raises(RuntimeError, match="no score for 11 captions.*(No such|No space)"):
+            with pytest.raises(RuntimeError, match="no score for 12 captions.*(No such|No space)"):
                 metric.compute()
     assert metric.compute().item() == pytest.approx(MEAN, abs=1e-3)
 
 
 def test_a_java_that_has_gone(java, tmp_path):
-    java()
-    metric = Spice()
-    metric.update(NAMES, TARGETS)
+    metric = filled(Spice())
     (tmp_path / "bin/java").unlink()
-    with pytest.raises(RuntimeError, match="no score for 11 captions.*No such file"):
+    with pytest.raises(RuntimeError, match="no score for 12 captions.*No such file"):
         metric.compute()
 
 
 def test_all_that_is_missing_is_named_at_once(java, tmp_path, monkeypatch):
-    home = java()
     Spice()
-    monkeypatch.setenv("STAND_IN", "broken")
-    with pytest.raises(
-        SpiceMissing, match=r"Java 8 or later \(.*bin/java\): apt-get install default-jre-headless"
-    ):
+    java.goes_wrong("broken")
+    with pytest.raises(SpiceMissing, match=r"no Java 8 or later \(.*bin/java\).*shards.fetch"):
         Spice()
-    (home / "lib/stanford-corenlp-3.6.0-models.jar").unlink()
+    java.goes_wrong("")
+    java.version("1.7.0_80")
+    with pytest.raises(SpiceMissing, match=r"no Java 8 or later \(.*bin/java is Java 7\)"):
+        Spice()
+    (java.home / "lib/stanford-corenlp-3.6.0-models.jar").unlink()
+    (java.home / "lib/Meteor-1.5.jar").write_bytes(b"another")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SpiceMissing) as missing:
         Spider()
-    lines = str(missing.value).split("\n  ")[1:]
-    assert [line.split(" (")[0] for line in lines] == [
-        "Java 8 or later",
-        "lib/stanford-corenlp-3.6.0-models.jar",
-    ]
-    assert f"-d '{home}'/lib" in lines[1] and "none on PATH or in JAVA_HOME" in lines[0]
+    said = str(missing.value)
+    assert "none on PATH or in JAVA_HOME" in said and "\n" not in said
+    assert f"no lib/stanford-corenlp-3.6.0-models.jar in {java.home}" in said
+    assert f"{java.home}/lib/Meteor-1.5.jar is another file" in said
+    assert said.count("python -m shards.fetch spice") == 1
     monkeypatch.delenv("SPICE_HOME")
     with pytest.raises(SpiceMissing) as missing:
         Spice()
-    lines = str(missing.value).split("\n  ")[1:]
-    assert len(lines) == 6 and all(re.search(r"\): (apt-get|pip|curl) ", line) for line in lines)
-    assert all("SPICE_HOME is not set" in line for line in lines[1:])
+    wanted = f"no {', '.join(machine.PIECES)} in {tmp_path}/user/mats/spice-1.0."
+    assert wanted in str(missing.value)
     assert isinstance(missing.value, RuntimeError)
 
 
 def test_java_home_comes_before_path(java, tmp_path, monkeypatch):
-    java("17")
-    java("11.0.2", folder="jdk/bin")
+    other = tmp_path / "jdk/bin"
+    java.put(other)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
-    assert Spice().engine
+    assert Spice().settings.java.path == str(other / "java")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "elsewhere"))  # set, but with no Java in it
-    assert not Spice().engine
+    assert Spice().settings.java.path == str(tmp_path / "bin/java")
+
+
+def test_java_gets_a_quarter_of_the_memory(tmp_path):
+    wanted = {1: "768m", 8: "2048m", 16: "4096m", 512: "8192m"}
+    assert {size: machine.heap(size << 30) for size in wanted} == wanted
+    limit = tmp_path / "memory.max"
+    limit.write_text("max\n")
+    whole = machine.machine_memory((str(limit), str(tmp_path / "none")))
+    limit.write_text("1000000000\n")
+    assert machine.machine_memory((str(limit),)) == 1_000_000_000 < whole
+
+
+# --- the cache ----------------------------------------------------------------------------------
+
+
+def cached(java):
+    (path,) = (java.folder / "user/mats/spice-parses").glob("*[0-9]")
+    return path
+
+
+@pytest.mark.parametrize("version", ["1.8.0_292", "17"])
+def test_every_caption_is_parsed_once(java, version):
+    java.version(version, engine=True)
+    first = Spice().per_item(PREDS[:6], TARGETS[:6])
+    run_spice.cache_clear()
+    both = Spice().per_item(PREDS, TARGETS)
+    assert both[:6].tolist() == first.tolist() == SCORES[:6]
+    parsed = java.parsed()
+    assert len(parsed) == len(set(parsed)) == 10 + 2
+    run_spice.cache_clear()
+    assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
+    assert java.runs()[-1]["parsed"] == []
+    run_spice.cache_clear()
+    java.version("21", engine=True)  # another Java has a cache of its own
+    assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
+    assert len(java.runs()[-1]["parsed"]) == 12
+
+
+def test_the_cache_can_be_moved_and_switched_off(java, tmp_path):
+    java.version("17", engine=True)
+    assert Spice(cache=tmp_path / "here").per_item(PREDS, TARGETS).tolist() == SCORES
+    assert len(list((tmp_path / "here").glob("*/data.mdb"))) == 1
+    assert Spice(cache=False).per_item(PREDS, TARGETS).tolist() == SCORES
+    assert "-cache" not in java.runs()[-1]["args"] and not (tmp_path / "user").exists()
+
+
+@pytest.mark.parametrize("content", ['["a dog', "cut off"])
+def test_a_damaged_cache_is_set_aside(java, capsys, content):
+    java.version("17", engine=True)
+    Spice().per_item(PREDS, TARGETS)
+    path = cached(java)
+    (path / "data.mdb").write_text(content)
+    run_spice.cache_clear()
+    assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
+    said = capsys.readouterr().err
+    assert f"a damaged cache of parses was set aside: {path}.damaged" in said
+    assert (path.with_name(f"{path.name}.damaged") / "data.mdb").read_text() == content
+    run_spice.cache_clear()
+    assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
+    assert java.runs()[-1]["parsed"] == []
+
+
+def test_a_cache_that_another_process_replaced_stays(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    before = cache.state()
+    (tmp_path / "cache").rename(tmp_path / "old")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/data.mdb").touch()
+    assert cache.set_aside(before) and (tmp_path / "cache/data.mdb").exists()
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "a file", "full disk"])
+def test_a_cache_that_cannot_be_used_is_left_out(java, tmp_path, capsys, monkeypatch, trouble):
+    java.version("17", engine=True)
+    place = tmp_path / "cache"
+    if trouble == "a file":
+        place.write_text("mine")
+    else:
+        java.goes_wrong(trouble)
+    assert Spice(cache=place).per_item(PREDS, TARGETS).tolist() == SCORES
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be used" in line]
+    assert str(place) in line and "--spice-cache" in line
+
+
+@pytest.mark.slow
+def test_two_scorings_at_once_are_both_right(java):
+    java.version("17", engine=True)
+    code = (
+        "import json, sys; from scoring.spice import Spice; "
+        "print(json.dumps(Spice().per_item(*json.load(sys.stdin)).tolist()))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True, cwd=ROOT)
+        for _ in range(2)
+    ]
+    for process in both:
+        process.stdin.write(json.dumps([PREDS, TARGETS]))
+        process.stdin.close()
+    assert [json.loads(process.stdout.read()) for process in both] == [SCORES] * 2
+
+
+# --- captions that cannot be parsed -------------------------------------------------------------
+
+
+def sentence(java, words, score=0.5):
+    """A caption of so many words that the engine knows."""
+    text = " ".join(["dog"] * words)
+    java.knows({text + SENT: score})
+    return text
+
+
+@pytest.mark.parametrize("word", [pytest.param("hang", marks=pytest.mark.slow), "heap", "crash"])
+def test_a_caption_that_cannot_be_parsed_costs_only_itself(java, monkeypatch, capsys, word):
+    java.version("17", engine=True)
+    monkeypatch.setattr(runs, "START", 4.0)
+    preds = [*PREDS[:5], f"a {word}", *PREDS[5:]]
+    metric = Spice(patience=0.5)
+    items = metric.per_item(preds, [REFERENCES] * 13)
+    assert items.tolist() == [*SCORES[:5], 0, *SCORES[5:]]
+    assert list(metric.unparsed) == [5] and "7 words" in metric.unparsed[5]
+    said = capsys.readouterr().err
+    assert "1 of 11 captions could not be parsed and score 0: 'a " + word in said
+    assert {"hang": "out of time", "heap": "OutOfMemory", "crash": "deep"}[word] in said
+
+
+@pytest.mark.slow
+def test_without_an_engine_the_others_keep_their_mean(java, monkeypatch):
+    monkeypatch.setattr(runs, "START", 4.0)
+    metric = filled(Spice(patience=0.5), [*PREDS, "a hang"], [*TARGETS, REFERENCES])
+    assert metric.compute().item() == pytest.approx(round(MEAN, 3) * 12 / 13, abs=1e-12)
+    assert list(metric.unparsed) == [12]
+
+
+def test_captions_go_in_groups_of_like_length(java):
+    java.version("17", engine=True)
+    lengths = [8, 45, 70, 100, 160, 9]
+    preds = [sentence(java, words, words / 1000) for words in lengths]
+    items = Spice().per_item(preds, [REFERENCES] * 6)
+    assert items.tolist() == [words / 1000 for words in lengths]
+    assert [run["rows"] for run in java.runs()] == [2, 1, 2, 1]
+
+
+def test_a_group_is_made_for_a_minute_and_its_limit_fits_its_length():
+    short = runs.Row("a dog barks in the rain at night again", ("a dog barks",) * 4)
+    rows = [short] * 2000
+    groups = runs.groups_of(rows, range(2000))
+    assert sorted(i for group in groups for i in group) == list(range(2000))
+    for group in groups:
+        assert runs.seconds_of(text for i in group for text in rows[i].captions) <= runs.GROUP
+    known = set(short.captions)
+    assert runs.groups_of(rows, range(2000), known) == [list(range(2000))]
+    limits = [runs.limit_of([runs.Row("dog " * n + "dog", ("dog",))], 300) for n in (20, 99, 160)]
+    assert 60 < limits[0] < 70 < limits[1] < 200 < limits[2] < 400
+    assert runs.limit_of([runs.Row("dog " * 5000, ("dog",))], 300) < 400
+
+
+@pytest.mark.parametrize("text", ["dog " * 20_000, "x" * 100_000, "{[(" * 33_000])
+def test_an_answer_of_100_000_characters_is_not_sent(java, capsys, text):
+    java.version("17", engine=True)
+    metric, begun = Spice(), time.monotonic()
+    assert metric.per_item([text, PREDS[0]], TARGETS[:2]).tolist() == [0, 0.5]
+    assert "are too many to parse" in metric.unparsed[0] and time.monotonic() - begun < 30
+    assert len(java.runs()) == 1 and "1 of 2 captions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_java_that_never_answers_is_given_up(java, monkeypatch):
+    java.version("17", engine=True)
+    monkeypatch.setattr(runs, "START", 0.5)
+    java.goes_wrong("hang")
+    with pytest.raises(RuntimeError, match="no score for 10 captions.*out of time after"):
+        Spice(patience=0.1).per_item(PREDS, TARGETS)
+    assert len(java.runs()) < 6
+
+
+@pytest.mark.slow
+def test_what_was_parsed_is_kept_when_a_run_ends_early(java, monkeypatch):
+    java.version("17", engine=True)
+    preds = [*PREDS, sentence(java, 100) + " hang"]
+    java.knows({preds[-1] + SENT: 0.25})
+    metric = Spice(timeout=12)
+    with pytest.raises(RuntimeError, match="out of time: give a longer timeout.*is kept"):
+        metric.per_item(preds, [REFERENCES] * 13)
+    assert len(java.runs()) == 2
+    assert Spice().per_item(PREDS, TARGETS).tolist() == SCORES
+    assert java.runs()[-1]["parsed"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_java_ends_with_us(java, number):
+    java.goes_wrong("hang")
+    code = "from scoring.spice import Spice; Spice().per_item(['a dog'], [['a dog']])"
+    us = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    while not java.runs():
+        time.sleep(0.05)
+        assert us.poll() is None
+    (run,) = java.runs()
+    os.kill(run["pid"], 0)
+    us.send_signal(number)
+    us.communicate(timeout=30)
+    assert us.returncode in (-number, 1, 130)
+    for _ in range(100):
+        if ended(run["pid"]):
+            break
+        time.sleep(0.05)
+    assert ended(run["pid"])
+
+
+def ended(pid):
+    try:
+        return "Z" in re.sub(r".*\) ", "", Path(f"/proc/{pid}/stat").read_text())[:1]
+    except FileNotFoundError:
+        return True
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def rank_main(rank, folder, engine):
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    found = []
+    for first in (7, 12, 0):  # of the items, how many the first process has
+        mine = slice(first) if rank == 0 else slice(first, 12)
+        metrics = MetricCollection({"spice": Spice(), "spider": Spider()})
+        alone = Spice(sync_on_compute=False)
+        if PREDS[mine]:
+            metrics.update(PREDS[mine], TARGETS[mine])
+        found.append({name: value.item() for name, value in metrics.compute().items()})
+    if rank == 1:  # one rank alone, as eval.py's master
+        alone.update(PREDS, TARGETS)
+        found.append(alone.compute().item())
+    os.environ["STAND_IN"] = "trace"
+    run_spice.cache_clear()
+    try:
+        metrics.compute()
+        metrics["spice"]._computed = None
+        metrics["spice"].compute()
+    except RuntimeError as error:
+        found.append(str(error))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no Gloo"
+)
+@pytest.mark.parametrize("engine", [True, False])
+def test_one_rank_runs_java_for_all(java, tmp_path, monkeypatch, engine):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    java.version("17", engine)
+    mp.spawn(rank_main, (str(tmp_path), engine), nprocs=2)
+    mean = MEAN if engine else round(MEAN, 3)
+    wanted = {"spice": mean, "spider": (mean + cider_d(PREDS, TARGETS).mean().item()) / 2}
+    for rank in (0, 1):
+        *found, said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found[:3] == [pytest.approx(wanted, abs=1e-9)] * 3
+        assert "IllegalStateException" in said
+        if rank == 1:
+            assert found[3] == pytest.approx(mean, abs=1e-9)
+    started = Counter(run["parent"] for run in java.runs())
+    assert len(started) == 2 and min(started.values()) == 1  # rank 1: only by itself

@@ -3,6 +3,7 @@
     catalog.yaml    where each file is published, its size, its checksum
     download.py     one file: resumed, from a mirror, with patience
     archives.py     zip, split zip, tar, 7z
+    spice.py        SPICE's jars, which are no data set
     __main__.py     python -m shards.fetch
 
 `fetch` brings a file beside the data set's folder, ROOT/.fetch/NAME, compares its checksum, and

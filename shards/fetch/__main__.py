@@ -3,6 +3,7 @@
     python -m shards.fetch --root DIR                       every data set, and what DIR has of it
     python -m shards.fetch esc50 clotho --root DIR          annotations, and audio of the benchmarks
     python -m shards.fetch all --text-only --root DIR       annotations alone
+    python -m shards.fetch spice                            SPICE's jars (490 MB), tried out
 
 A stopped download resumes with the same command. Checksums are compared. Data that wants a form, an
 account or a crawl is listed with its steps.
@@ -58,6 +59,17 @@ def by_hand(entry: Entry, audio: bool = True) -> list[str]:
     return [f"    by hand: {step}" for step in steps]
 
 
+def is_only_spice(args: argparse.Namespace) -> bool:
+    """Sets SPICE up where that is asked for; whether nothing else is."""
+    if "spice" not in args.names or args.list:
+        return False
+    from shards.fetch.spice import fetch_spice  # slow to import
+
+    fetch_spice(args.accept, args.yes)
+    args.names = [name for name in args.names if name != "spice"]
+    return not args.names
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m shards.fetch",
@@ -65,19 +77,23 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one"
+    known = f"all, or any of: {', '.join(read_catalog())}; or a source or benchmark of one; spice"
     option("names", nargs="*", metavar="NAME", help=known)
-    option("--root", required=True, help="the folder that holds the data sets' folders")
+    option("--root", help="the folder that holds the data sets' folders; not for spice")
     option("--list", action="store_true", help="print them, and what is there")
     option("--text-only", action="store_true", help="annotations alone, without audio")
     option("--train-audio", action="store_true", help="also the training clips, for MATS-Audio")
     option(
         "--accept", action="store_true", help="take files that have changed since, or lack clips"
     )
-    option("--yes", action="store_true", help="do not ask before gigabytes")
+    option("--yes", action="store_true", help="do not ask before gigabytes, and before spice")
     args = parser.parse_args(argv)
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
+    if is_only_spice(args):
+        return None
+    if args.root is None:
+        parser.error("the following arguments are required: --root")
     if not args.root:
         parser.error("--root names no folder")
     asked = [folder_of(name) for name in args.names]

@@ -15,6 +15,7 @@ from disk import DataError
 
 PARTS = ("text", "test", "train")
 OURS = Path(__file__).with_name("catalog.yaml")
+SPICE = Path(__file__).with_name("spice.yaml")  # which is no data set
 OWN = "MATS_CATALOG"  # the environment variable that names a catalog of one's own
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
@@ -161,8 +162,8 @@ def load(path: Path) -> dict:
 
 
 @cache
-def read(own: str, hub: str) -> dict[str, Entry]:
-    ours = load(OURS)
+def read(own: str, hub: str, path: Path = OURS) -> dict[str, Entry]:
+    ours = load(path)
     theirs = load(Path(own)) if own else {}
     hosts = Hosts(hub.rstrip("/"), str(theirs.pop("mirror", "")).rstrip("/"))
     if not re.match(r"https?://|$", hosts.mirror):
@@ -172,8 +173,10 @@ def read(own: str, hub: str) -> dict[str, Entry]:
         try:
             entries[name] = entry_of(name, values, hosts)
         except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            path = own if name in theirs else OURS
-            raise DataError(f"{path}: {name} is no entry like those of {OURS} ({error})") from error
+            wrong = own if name in theirs else path
+            raise DataError(
+                f"{wrong}: {name} is no entry like those of {OURS} ({error})"
+            ) from error
     return entries
 
 
@@ -184,3 +187,9 @@ def read_catalog() -> dict[str, Entry]:
     address: http://host/zenodo.org/records/... Raises DataError where that file is no catalog.
     """
     return read(os.environ.get(OWN, ""), os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+
+
+def read_spice() -> Entry:
+    """SPICE's jars, or the entry `spice` of the file that MATS_CATALOG names."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return read(os.environ.get(OWN, ""), hub, SPICE)["spice"]
