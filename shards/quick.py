@@ -1,6 +1,6 @@
 """Real text for a first run: fetched, built into shards, embedded (config/quick.py).
 
-1. data/quick/raw                annotations of public data sets, 31 MB (shards.fetch)
+1. data/quick/raw                annotations of public data sets, 27 MB (shards.fetch)
 2. data/quick/raw/descriptions   of their labels: templates, checked by CLAP (shards.describe)
 3. data/quick/text               AudioTIA of them, without clips of benchmarks (shards.audiotia)
 4. data/quick/train, val         the same with CLAP's vectors (shards.embed)
@@ -30,7 +30,7 @@ from shards.nearest import Nearest
 from shards.sources import EVERY, VALIDATION
 from shards.templates import from_templates
 
-DOWNLOADS = "31 MB of annotations, 0.7 GB of CLAP and 0.3 GB of the language model"
+DOWNLOADS = "27 MB of annotations, 0.7 GB of CLAP and 0.3 GB of the language model"
 DISK = 2e9  # bytes of all that, and of the shards
 TEXTS, TEXT = 100_000, 2.4e9  # texts to embed, and FLOP of one: GPT-2's size, 13 tokens
 SAMPLE = 22e9  # FLOP of a training sample with SmolLM2-135M, padded: MATS.flops(40, 14)
