@@ -597,7 +597,8 @@ def result_key(evaluation: Evaluation, columns: list[str], spice) -> str:
         verdicts,
     )
     human = ["human"] if evaluation.human else []
-    return digest(columns, evaluation.keys, *scored, isinstance(spice, Spice), *human)
+    engine = isinstance(spice, Spice) and ["tokens", spice.settings.java.parses, spice.engine]
+    return digest(columns, evaluation.keys, *scored, engine, *human)
 
 
 def require_stored(evaluation: Evaluation, columns: list[str]) -> None:
@@ -626,7 +627,8 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
         return
     results, measured = score(evaluation, columns, predictions, spice)
     predictions = {at: said for at, said in predictions.items() if at in measured}
-    cells = [cell for column in results["columns"].values() for cell in column.values()]
+    columns_and_people = (*results["columns"].values(), results["human"])
+    cells = [cell for column in columns_and_people for cell in column.values()]
     failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
     # else the same command tries again
     is_complete = not evaluation.failed and not (failed and isinstance(spice, Spice))

@@ -19,7 +19,7 @@ from test_captions import double
 from torchmetrics import MetricCollection
 
 from scoring.captions import CiderD, cider_d
-from scoring.spice import Spice, SpiceMissing, Spider, java as machine, run_spice, runs
+from scoring.spice import Spice, SpiceMissing, Spider, java as machine, on_one_rank, run_spice, runs
 from scoring.spice.cache import Cache
 
 
@@ -354,12 +354,39 @@ def test_a_caption_that_cannot_be_parsed_costs_only_itself(java, monkeypatch, ca
     assert {"hang": "out of time", "heap": "OutOfMemory", "crash": "deep"}[word] in said
 
 
+def test_two_captions_that_crash_cost_only_themselves(java, monkeypatch):
+    java.version("17", engine=True)
+    long = [sentence(java, words) for words in (50, 51, 52)]
+    preds = [*PREDS[:2], f"{long[0]} crash", long[1], f"{long[2]} crash"]
+    java.knows({long[1] + SENT: 0.25})
+    monkeypatch.setattr(runs, "groups_of", lambda rows, at, known: [[0], [1, 2, 3]])
+    metric = Spice()
+    assert metric.per_item(preds, [REFERENCES] * 5).tolist() == [0.5, 0.5, 0, 0.25, 0]
+    assert list(metric.unparsed) == [2, 4]
+
+
 @pytest.mark.slow
 def test_without_an_engine_the_others_keep_their_mean(java, monkeypatch):
     monkeypatch.setattr(runs, "START", 4.0)
     metric = filled(Spice(patience=0.5), [*PREDS, "a hang"], [*TARGETS, REFERENCES])
     assert metric.compute().item() == pytest.approx(round(MEAN, 3) * 12 / 13, abs=1e-12)
     assert list(metric.unparsed) == [12]
+
+
+def test_a_timeout_at_the_last_run_keeps_the_mean_of_all_runs(java, monkeypatch):
+    java.version("17")
+    monkeypatch.setattr(runs, "groups_of", lambda rows, at, known: [[0], [1, 2]])
+    score = runs.Scoring.run
+
+    def run(self, at):
+        if len(at) == 3:
+            raise RuntimeError("out of time")
+        return score(self, at)
+
+    monkeypatch.setattr(runs.Scoring, "run", run)
+    preds = ["A DOG BARKS LOUDLY", "dog", "12345 6789"]
+    metric = filled(Spice(), preds, [REFERENCES] * 3)
+    assert metric.compute().item() == pytest.approx((0.5 + 2 * 0.143) / 3)
 
 
 def test_captions_go_in_groups_of_like_length(java):
@@ -473,6 +500,22 @@ def rank_main(rank, folder, engine):
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="this torch has no Gloo"
+)
+def test_any_error_of_the_rank_that_runs_java_ends_all(tmp_path):
+    def work():
+        raise OSError("no room")
+
+    meet = f"file://{tmp_path}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="no room"):
+            on_one_rank(work)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

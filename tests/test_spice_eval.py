@@ -106,6 +106,18 @@ def test_a_spice_that_ran_out_of_time_is_tried_again(java, clotho, project, tmp_
     assert len(clotho.asked) == 1
 
 
+def test_an_engine_that_came_later_gives_intervals(java, clotho, project, tmp_path):
+    java.version("17")
+    evaluation.main(argv(project, tmp_path))
+    assert not results_of(tmp_path / "out")["columns"]["none"]["clotho"]["SPICE"]["ci95"]
+    java.version("17", engine=True)
+    evaluation.main(argv(project, tmp_path))
+    assert results_of(tmp_path / "out")["columns"]["none"]["clotho"]["SPICE"]["ci95"]
+    runs = len(java.runs())
+    evaluation.main(argv(project, tmp_path))  # nothing has changed
+    assert len(java.runs()) == runs and len(clotho.asked) == 1
+
+
 # --- people -------------------------------------------------------------------------------------
 
 

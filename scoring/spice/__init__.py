@@ -118,7 +118,7 @@ class Spider(Spice):
 
 
 def on_one_rank(work: Callable[[], Scored], group=None) -> Scored:
-    """work() of the group's first rank, in all of them. Its RuntimeError is raised in all of them.
+    """work() of the group's first rank, in all of them. Its error is a RuntimeError in all of them.
 
     Without a group it is all ranks, and the others wait for days if need be: their own group's
     time-out would end them.
@@ -128,8 +128,8 @@ def on_one_rank(work: Callable[[], Scored], group=None) -> Scored:
     if dist.get_rank() == first:
         try:
             answer = [work()]
-        except RuntimeError as error:
-            answer = [str(error)]
+        except Exception as error:  # or the others would wait for days
+            answer = [str(error) or type(error).__name__]
     dist.broadcast_object_list(answer, first, group=patient)
     if group is None:
         dist.destroy_process_group(patient)

@@ -285,13 +285,19 @@ class Scoring:
             # a caption's fault, or Java's: then the first and the last fail too
             for i in dict.fromkeys((at[0], at[-1])):
                 self.score([i], bar)
-            if {at[0], at[-1]} <= self.failed.keys():
+            if {at[0], at[-1]} <= self.failed.keys() and not self.is_well():
                 raise self.error(failure) from failure
             at = at[1:-1]
         middle = (len(at) + 1) // 2
         for part in (at[:middle], at[middle:]):
             if part:
                 self.score(part, bar)
+
+    def is_well(self) -> bool:
+        """Whether Java still scores a row that it has scored."""
+        with suppress(Failure):
+            return bool(self.scored) and bool(self.run(self.scored[:1]))
+        return False
 
     def error(self, failure: Failure) -> RuntimeError:
         return RuntimeError(
@@ -340,7 +346,8 @@ class Scoring:
         if self.settings.java.engine:
             return sum(self.scores.values()) / len(self.rows)
         if len(self.means) > 1 and self.cache.folder:
-            with suppress(Failure):  # all is parsed, and one run's mean has three true decimals
+            # all is parsed, and one run's mean has three true decimals
+            with suppress(Failure, RuntimeError):
                 self.means = [(self.run(self.scored)[0], len(self.scored))]
         return sum(mean * n for mean, n in self.means) / len(self.rows)
 
