@@ -627,7 +627,7 @@ def evaluate(evaluation: Evaluation, columns: list[str], spice, args: argparse.N
         return
     results, measured = score(evaluation, columns, predictions, spice)
     predictions = {at: said for at, said in predictions.items() if at in measured}
-    columns_and_people = (*results["columns"].values(), results["human"])
+    columns_and_people = (*results["columns"].values(), results.get("human") or {})
     cells = [cell for column in columns_and_people for cell in column.values()]
     failed = [cell["SPICE"]["why"] for cell in cells if cell.get("SPICE", {}).get("why")]
     # else the same command tries again
