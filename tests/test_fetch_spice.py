@@ -89,6 +89,14 @@ def test_a_jar_of_another_checksum_is_refused(jars, places):
         script.main(["spice", "--yes"])
 
 
+def test_a_wheel_of_the_users_is_used_and_kept(jars, places):
+    wheel = jars.home / WHEEL.rpartition("/")[2]
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    wheel.write_bytes(places.files[WHEEL.removeprefix("https://")])
+    script.main(["spice", "--yes"])
+    assert wheel.exists() and not any("pycocoevalcap" in str(asked) for asked in places.requests)
+
+
 def test_without_java_the_command_says_how_to_get_it(jars):
     jars.goes_wrong("broken")
     with pytest.raises(DataError, match=r"apt-get.*brew.*conda.*python -m shards.fetch spice"):

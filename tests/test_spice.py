@@ -291,6 +291,13 @@ def test_a_damaged_cache_is_set_aside(java, capsys, content):
     assert java.runs()[-1]["parsed"] == []
 
 
+def test_after_a_damaged_cache_nothing_counts_as_parsed_and_a_second_one_is_left(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cache.add(["a dog barks"])
+    assert cache.set_aside(cache.state()) and not Cache(tmp_path / "cache").known
+    assert not cache.set_aside(cache.state())
+
+
 def test_a_cache_that_another_process_replaced_stays(tmp_path):
     cache = Cache(tmp_path / "cache")
     before = cache.state()
@@ -330,6 +337,53 @@ def test_two_scorings_at_once_are_both_right(java):
     assert [json.loads(process.stdout.read()) for process in both] == [SCORES] * 2
 
 
+# --- one run ------------------------------------------------------------------------------------
+
+
+def test_scores_are_read_by_id_and_in_0_to_1(tmp_path):
+    def written(scores):
+        rows = [{"image_id": i, "scores": {"All": {"f": f}}} for i, f in scores.items()]
+        path = tmp_path / "out.json"
+        path.write_text(json.dumps(rows))
+        return path
+
+    assert runs.read_items(written({1: 0.5, 0: 0.25}), 2) == [0.25, 0.5]
+    for wrong in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"not in 0\.\.1"):
+            runs.read_items(written({0: wrong}), 1)
+
+
+def test_java_is_sent_ascii():
+    assert runs.as_json([runs.Row("où ça", ("très fort",))]).isascii()
+
+
+def test_a_killed_java_lacks_memory(java):
+    java.goes_wrong("killed")
+    with pytest.raises(runs.Failure, match="too little memory") as failure:
+        runs.run(Spice().settings, [runs.Row("a dog", ("a dog",))], 60, [])
+    assert failure.value.kind == "memory"
+
+
+def test_a_run_that_is_out_of_time_is_not_repeated_without_the_cache(java, tmp_path, monkeypatch):
+    tried = []
+
+    def run(settings, rows, timeout, arguments):
+        tried.append(arguments)
+        raise runs.Failure("out of time", "time", "nothing", [])
+
+    monkeypatch.setattr(runs, "run", run)
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(runs.Failure, match="out of time"):
+        runs.run_cached(Spice().settings, [], 60, cache)
+    assert tried == [cache.arguments()]
+
+
+def test_a_run_may_take_as_long_as_its_longest_caption(monkeypatch):
+    monkeypatch.setattr(runs, "cores", lambda: 64)  # one caption is parsed on one core
+    rows = [runs.Row(" ".join(["dog"] * 160), ("dog",))]
+    assert runs.limit_of(rows, 300) == runs.START + 300
+
+
 # --- captions that cannot be parsed -------------------------------------------------------------
 
 
@@ -352,6 +406,13 @@ def test_a_caption_that_cannot_be_parsed_costs_only_itself(java, monkeypatch, ca
     said = capsys.readouterr().err
     assert "1 of 11 captions could not be parsed and score 0: 'a " + word in said
     assert {"hang": "out of time", "heap": "OutOfMemory", "crash": "deep"}[word] in said
+
+
+def test_unparsed_captions_are_named_by_their_place_among_all(java):
+    java.version("17", engine=True)
+    metric = Spice()
+    items = metric.per_item(["", "a crash", PREDS[0], "a crash"], [REFERENCES] * 4)
+    assert items.tolist() == [0, 0, 0.5, 0] and list(metric.unparsed) == [1, 3]
 
 
 def test_two_captions_that_crash_cost_only_themselves(java, monkeypatch):
