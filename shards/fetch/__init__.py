@@ -358,6 +358,8 @@ def fetch(
         check_space(plan, root)
         total, unknown = size_of(plan)
         more = f", and {unknown} of unknown size" if unknown else ""
+        unchecked = sum(not file.checksum for _, file in plan)
+        more += f"; {unchecked} without a published checksum" if unchecked else ""
         print(f"to fetch into {root}: {counted(len(plan), 'file')}, {in_words(total)}{more}")
         large = any(file.size is None and (file.is_archive or file.is_folder) for _, file in plan)
         if (total >= ASK or large) and (refused := go_ahead(yes)):

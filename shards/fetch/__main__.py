@@ -59,15 +59,12 @@ def by_hand(entry: Entry, audio: bool = True) -> list[str]:
     return [f"    by hand: {step}" for step in steps]
 
 
-def is_only_spice(args: argparse.Namespace) -> bool:
-    """Sets SPICE up where that is asked for; whether nothing else is."""
-    if "spice" not in args.names or args.list:
-        return False
+def set_up_spice(args: argparse.Namespace) -> list[str]:
+    """Sets SPICE up; returns the other names that were given."""
     from shards.fetch.spice import fetch_spice  # slow to import
 
     fetch_spice(args.accept, args.yes)
-    args.names = [name for name in args.names if name != "spice"]
-    return not args.names
+    return [name for name in args.names if name != "spice"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,8 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.text_only and args.train_audio:
         parser.error("--text-only leaves out what --train-audio adds")
-    if is_only_spice(args):
-        return None
+    if "spice" in args.names and not args.list:
+        args.names = set_up_spice(args)
+        if not args.names:
+            return None
     if args.root is None:
         parser.error("the following arguments are required: --root")
     if not args.root:

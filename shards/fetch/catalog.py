@@ -180,16 +180,20 @@ def read(own: str, hub: str, path: Path = OURS) -> dict[str, Entry]:
     return entries
 
 
+def hub() -> str:
+    """The hub's address, as huggingface_hub takes it from the environment."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
 def read_catalog() -> dict[str, Entry]:
     """{name: Entry} of all data sets: ours, and those of the file that MATS_CATALOG names.
 
     An entry of that file takes the place of ours of the same name. Its `mirror` is put before every
     address: http://host/zenodo.org/records/... Raises DataError where that file is no catalog.
     """
-    return read(os.environ.get(OWN, ""), os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    return read(os.environ.get(OWN, ""), hub())
 
 
 def read_spice() -> Entry:
     """SPICE's jars, or the entry `spice` of the file that MATS_CATALOG names."""
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    return read(os.environ.get(OWN, ""), hub, SPICE)["spice"]
+    return read(os.environ.get(OWN, ""), hub(), SPICE)["spice"]
